@@ -1,0 +1,1 @@
+"""isohub: torch.hub, with a worker process for each repo and commit."""

@@ -1,0 +1,507 @@
+"""Values as JSON, from a closed set; everything else is somebody else's decision.
+
+The set: None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, OrderedDict, set,
+frozenset, slice, range, Ellipsis, torch.Tensor, Size, dtype and device, numpy arrays and scalars, named
+tuples, dict subclasses with string keys, and dataclasses without methods (the last three as records).
+
+JSON's own null, booleans, numbers and strings stand for themselves. All else is ``[tag, ...]``, one tag
+from `TAGS`. Tensors and bytes are numbers in the tables of `arena.Cargo`. What is outside of the set goes
+to a function that the side gives: a worker registers the object and sends a reference, the caller
+pickles it or refuses.
+
+Refuses to: import, look up or call anything by a name that was sent; build what it has not counted.
+Side: both. Trust: what `Decoder` reads in the caller is a worker's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+import sys
+from collections import OrderedDict
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+
+from isohub.errors import ProtocolError, printable
+from isohub.wire.arena import Cargo, dtype_named
+from isohub.wire.protocol import MAX_DEPTH, MAX_NODES
+from isohub.wire.records import MappingRecord, TupleRecord
+
+__all__ = ["TAGS", "Decoder", "Encoder", "TooLargeToEncode"]
+
+#: tag: what it stands for, and what follows it. `docs/wire.md` is held against this table.
+TAGS: Dict[str, str] = {
+    "l": "list: items",
+    "t": "tuple: items",
+    "d": "dict: key, value, key, value ...",
+    "o": "OrderedDict: key, value ...",
+    "s": "set: items",
+    "z": "frozenset: items",
+    "c": "complex: real, imaginary",
+    "f": "float that JSON lacks: 'nan', 'inf' or '-inf'",
+    "i": "int beyond 64 bits: hexadecimal text",
+    "u": "str with lone surrogates: hexadecimal UTF-8 (surrogatepass)",
+    "b": "bytes: number of a storage",
+    "B": "bytearray: number of a storage",
+    "x": "slice: start, stop, step",
+    "g": "range: start, stop, step",
+    "e": "Ellipsis",
+    "T": "torch.Tensor: number in the tensor table",
+    "Z": "torch.Size: ints",
+    "y": "torch.dtype: name",
+    "v": "torch.device: text",
+    "A": "numpy.ndarray: number in the tensor table",
+    "n": "numpy scalar: dtype's name, value",
+    "R": "named tuple: class name, [field names], values",
+    "M": "mapping with a class's name: class name, key, value ...",
+    "r": "object that lives in the worker: what the side makes of it",
+    "p": "pickle, from the caller to a worker only: number of a storage",
+}
+
+_NUMPY_SCALARS = frozenset(
+    ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64", "complex64", "complex128"]
+)
+_DEVICE = re.compile(r"[a-z]{1,16}(:\d{1,4})?\Z")
+_INT64 = 1 << 63
+#: A name of a class or field is text for people; real ones are short.
+_MAX_NAME_CHARS = 1000
+#: An int of 65,536 hex digits is far beyond what any model returns.
+_MAX_INT_DIGITS = 65_536
+
+Other = Callable[[Any], Any]
+
+
+class TooLargeToEncode(Exception):  # noqa: N818 - a signal between Encoder and its owner, never shown
+    """More than `MAX_NODES` values in one message."""
+
+
+class Encoder:
+    """Turns one message's values into JSON and cargo. Side: both, as the sender.
+
+    Args:
+        cargo: Takes the tensors and bytes.
+        other: Encodes what is outside of the closed set; returns a whole ``[tag, ...]``.
+    """
+
+    def __init__(self, cargo: Cargo, other: Other) -> None:
+        import torch
+
+        self._torch = torch
+        self._cargo = cargo
+        self._other = other
+        self._open: Set[int] = set()
+        self._nodes = 0
+        self._exact: Dict[type, Callable[[Any], Any]] = {
+            type(None): _same,
+            bool: _same,
+            int: _encode_int,
+            float: _encode_float,
+            str: _encode_str,
+            complex: lambda value: ["c", _encode_float(value.real), _encode_float(value.imag)],
+            type(Ellipsis): lambda value: ["e"],
+            bytes: lambda value: ["b", cargo.add_bytes(value)],
+            bytearray: lambda value: ["B", cargo.add_bytes(bytes(value))],
+            list: lambda value: self._items("l", value),
+            tuple: lambda value: self._items("t", value),
+            set: lambda value: self._items("s", value),
+            frozenset: lambda value: self._items("z", value),
+            dict: lambda value: self._pairs(["d"], value),
+            OrderedDict: lambda value: self._pairs(["o"], value),
+            slice: lambda value: self._items("x", (value.start, value.stop, value.step)),
+            range: lambda value: self._items("g", (value.start, value.stop, value.step)),
+            torch.Tensor: self._tensor,
+            torch.nn.Parameter: self._tensor,
+            torch.Size: lambda value: self._items("Z", value),
+            torch.dtype: self._dtype,
+            torch.device: lambda value: ["v", str(value)],
+        }
+
+    def encode(self, value: Any) -> Any:
+        """One value as JSON.
+
+        Raises:
+            TooLargeToEncode: It holds more than `MAX_NODES` values.
+        """
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            raise TooLargeToEncode
+        known = self._exact.get(type(value))
+        return known(value) if known is not None else self._derived(value)
+
+    def _derived(self, value: Any) -> Any:
+        """Values whose type is not one of the table's own, nearest meaning first."""
+        kind = type(value)
+        if issubclass(kind, self._torch.Tensor):
+            return self._tensor(value)
+        if issubclass(kind, tuple):
+            names = _field_names(value)
+            if names is not None:
+                return self._container(value, lambda: ["R", _class_name(value), names, *map(self.encode, tuple(value))])
+            return self._items("t", value)
+        if issubclass(kind, dict):
+            if all(type(key) is str for key in value):
+                return self._pairs(["M", _class_name(value)], value)
+            return self._pairs(["d"], value)
+        if _is_plain_dataclass(kind):
+            fields = {name: getattr(value, name) for name in kind.__dataclass_fields__ if hasattr(value, name)}
+            return self._container(value, lambda: self._flat(["M", _class_name(value)], fields))
+        numpy = sys.modules.get("numpy")
+        if numpy is not None:
+            if kind is numpy.ndarray:
+                return self._array(numpy, value)
+            if issubclass(kind, numpy.generic) and value.dtype.name in _NUMPY_SCALARS:
+                return ["n", value.dtype.name, self.encode(value.item())]
+        if issubclass(kind, int):
+            return _encode_int(int(value))
+        if issubclass(kind, str):
+            return _encode_str(str.__str__(value))
+        return self._other(value)
+
+    def _items(self, tag: str, values: Sequence[Any]) -> Any:
+        return self._container(values, lambda: [tag, *map(self.encode, values)])
+
+    def _pairs(self, head: List[Any], mapping: Mapping[Any, Any]) -> Any:
+        return self._container(mapping, lambda: self._flat(head, mapping))
+
+    def _flat(self, head: List[Any], mapping: Mapping[Any, Any]) -> List[Any]:
+        for key, value in mapping.items():
+            head.append(self.encode(key))
+            head.append(self.encode(value))
+        return head
+
+    def _container(self, value: Any, encode: Callable[[], Any]) -> Any:
+        # A container inside itself, or deeper than the wire takes, is no plain value.
+        if id(value) in self._open or len(self._open) >= MAX_DEPTH - 1:
+            return self._other(value)
+        self._open.add(id(value))
+        try:
+            return encode()
+        finally:
+            self._open.discard(id(value))
+
+    def _tensor(self, tensor: Any) -> Any:
+        torch = self._torch
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
+            return self._other(tensor)
+        if dtype_named(str(tensor.dtype)[6:]) is None or _is_wrapper(tensor):
+            return self._other(tensor)
+        if type(tensor) is not torch.Tensor or tensor.requires_grad:
+            tensor = tensor.detach().as_subclass(torch.Tensor)
+        if tensor.device.type != "cpu":
+            tensor = tensor.cpu()
+        if tensor.is_conj() or tensor.is_neg():
+            tensor = tensor.resolve_conj().resolve_neg()
+        return ["T", self._cargo.add_tensor(tensor)]
+
+    def _array(self, numpy: Any, array: Any) -> Any:
+        if array.dtype.name not in _NUMPY_SCALARS:
+            return self._other(array)
+        if not array.flags.writeable or not array.dtype.isnative or any(stride < 0 for stride in array.strides):
+            array = numpy.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+        try:
+            tensor = self._torch.from_numpy(array)
+        except (TypeError, ValueError):  # strides that are no whole number of elements
+            tensor = self._torch.from_numpy(numpy.array(array, order="C"))
+        return ["A", self._cargo.add_tensor(tensor)]
+
+    def _dtype(self, dtype: Any) -> Any:
+        name = str(dtype)[6:]
+        return ["y", name] if dtype_named(name) is not None else self._other(dtype)
+
+
+class Decoder:
+    """Turns one message's JSON back into values. Side: both, as the receiver.
+
+    Args:
+        storages: What `arena.unload` gave.
+        tensors: Likewise.
+        remote: Makes what an ``["r", ...]`` stands for, from what follows the tag. It checks that itself.
+        unpickle: Reads a caller's pickle; given by a worker only. Without it the tag is refused.
+    """
+
+    def __init__(
+        self,
+        storages: Sequence[Any],
+        tensors: Sequence[Any],
+        remote: Callable[[List[Any]], Any],
+        unpickle: Optional[Callable[[bytes], Any]] = None,
+    ) -> None:
+        self._storages = storages
+        self._tensors = tensors
+        self._remote = remote
+        self._unpickle = unpickle
+        self._nodes = 0
+
+    def decode(self, tree: Any, depth: int = 0) -> Any:
+        """One value.
+
+        Args:
+            tree: What a JSON decoder gave. Trust: in the caller, a worker's.
+            depth: How many containers are around it.
+
+        Raises:
+            ProtocolError: It is no value of the closed set.
+        """
+        self._nodes += 1
+        kind = type(tree)
+        if kind is not list:
+            if tree is None or kind is bool or kind is int or kind is float or kind is str:
+                return tree
+            raise ProtocolError(f"a JSON {kind.__name__} where a value belongs")
+        if depth > MAX_DEPTH or self._nodes > MAX_NODES:
+            raise ProtocolError(f"a value deeper than {MAX_DEPTH} or with more than {MAX_NODES} parts")
+        if not tree or type(tree[0]) is not str:
+            raise ProtocolError("a value without a tag")
+        read = _READERS.get(tree[0])
+        if read is None:
+            raise ProtocolError(f"a value with the tag {printable(tree[0][:20])!r}; expected one of {sorted(TAGS)}")
+        return read(self, tree, depth + 1)
+
+    def _items(self, tree: List[Any], depth: int, start: int = 1) -> List[Any]:
+        decode = self.decode
+        return [decode(item, depth) for item in tree[start:]]
+
+    def _pairs(self, tree: List[Any], depth: int, start: int = 1) -> List[Tuple[Any, Any]]:
+        if (len(tree) - start) % 2:
+            raise ProtocolError("a mapping with a key and no value")
+        values = self._items(tree, depth, start)
+        for key in values[::2]:
+            _hashable(key)
+        return list(zip(values[::2], values[1::2]))
+
+    def _numbered(self, tree: List[Any], table: Sequence[Any]) -> Any:
+        number = _only(tree, int)
+        if not 0 <= number < len(table):
+            raise ProtocolError(f"number {number} in a table of {len(table)}")
+        return table[number]
+
+    def _bytes(self, tree: List[Any]) -> bytes:
+        storage = self._numbered(tree, self._storages)
+        return _storage_bytes(storage)
+
+    def _set(self, tree: List[Any], depth: int) -> List[Any]:
+        return [_hashable(item) for item in self._items(tree, depth)]
+
+    def _three(self, tree: List[Any], depth: int) -> List[Any]:
+        values = self._items(tree, depth)
+        if len(values) != 3:
+            raise ProtocolError(f"{len(values)} numbers in a slice or range")
+        return values
+
+    def _range(self, tree: List[Any], depth: int) -> range:
+        values = self._three(tree, depth)
+        if not all(type(value) is int for value in values) or values[2] == 0:
+            raise ProtocolError("a range of what is no number")
+        return range(*values)
+
+    def _complex(self, tree: List[Any], depth: int) -> complex:
+        values = self._items(tree, depth)
+        if len(values) != 2 or not all(type(value) is float for value in values):
+            raise ProtocolError("a complex number without two floats")
+        return complex(*values)
+
+    def _size(self, tree: List[Any], depth: int) -> Any:
+        import torch
+
+        values = self._items(tree, depth)
+        if not all(type(value) is int and -_INT64 <= value < _INT64 for value in values):
+            raise ProtocolError("a Size of what is no size")
+        return torch.Size(values)
+
+    def _device(self, tree: List[Any]) -> Any:
+        import torch
+
+        text = _only(tree, str)
+        if not _DEVICE.match(text):
+            raise ProtocolError(f"{printable(text[:40])!r} where a device belongs")
+        try:
+            return torch.device(text)
+        except RuntimeError as error:
+            raise ProtocolError(f"a device {text!r} that this torch does not know") from error
+
+    def _dtype(self, tree: List[Any]) -> Any:
+        name = _only(tree, str)
+        known = dtype_named(name)
+        if known is None:
+            raise ProtocolError(f"a dtype {printable(name[:40])!r}, which is not among those that may cross")
+        return known[0]
+
+    def _array(self, tree: List[Any]) -> Any:
+        _numpy()
+        tensor = self._numbered(tree, self._tensors)
+        try:
+            return tensor.numpy()
+        except TypeError as error:
+            raise ProtocolError(f"a numpy array of {tensor.dtype}") from error
+
+    def _numpy_scalar(self, tree: List[Any], depth: int) -> Any:
+        if len(tree) != 3 or tree[1] not in _NUMPY_SCALARS:
+            raise ProtocolError("a numpy scalar of an unknown type")
+        value = self.decode(tree[2], depth)
+        if type(value) not in (bool, int, float, complex):
+            raise ProtocolError("a numpy scalar that is no number")
+        try:
+            return _numpy().dtype(tree[1]).type(value)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ProtocolError(f"a numpy {tree[1]} that does not hold its value") from error
+
+    def _named_tuple(self, tree: List[Any], depth: int) -> TupleRecord:
+        if len(tree) < 3 or type(tree[2]) is not list or len(tree[2]) != len(tree) - 3:
+            raise ProtocolError("a named tuple whose names and values differ in number")
+        return TupleRecord(_name(tree[1]), [_name(name) for name in tree[2]], self._items(tree, depth, 3))
+
+    def _mapping(self, tree: List[Any], depth: int) -> MappingRecord:
+        if len(tree) < 2:
+            raise ProtocolError("a mapping without its class's name")
+        pairs = self._pairs(tree, depth, 2)
+        if not all(type(key) is str for key, _ in pairs):
+            raise ProtocolError("a mapping record with a key that is no string")
+        return MappingRecord(_name(tree[1]), pairs)
+
+    def _pickle(self, tree: List[Any]) -> Any:
+        if self._unpickle is None:
+            raise ProtocolError("a pickle from a worker")
+        return self._unpickle(self._bytes(tree))
+
+
+_READERS: Dict[str, Callable[[Decoder, List[Any], int], Any]] = {
+    "l": lambda self, tree, depth: self._items(tree, depth),
+    "t": lambda self, tree, depth: tuple(self._items(tree, depth)),
+    "d": lambda self, tree, depth: dict(self._pairs(tree, depth)),
+    "o": lambda self, tree, depth: OrderedDict(self._pairs(tree, depth)),
+    "s": lambda self, tree, depth: set(self._set(tree, depth)),
+    "z": lambda self, tree, depth: frozenset(self._set(tree, depth)),
+    "c": Decoder._complex,
+    "f": lambda self, tree, depth: _read_float(tree),
+    "i": lambda self, tree, depth: _read_int(tree),
+    "u": lambda self, tree, depth: _read_str(tree),
+    "b": lambda self, tree, depth: self._bytes(tree),
+    "B": lambda self, tree, depth: bytearray(self._bytes(tree)),
+    "x": lambda self, tree, depth: slice(*self._three(tree, depth)),
+    "g": Decoder._range,
+    "e": lambda self, tree, depth: Ellipsis,
+    "T": lambda self, tree, depth: self._numbered(tree, self._tensors),
+    "Z": Decoder._size,
+    "y": lambda self, tree, depth: self._dtype(tree),
+    "v": lambda self, tree, depth: self._device(tree),
+    "A": lambda self, tree, depth: self._array(tree),
+    "n": Decoder._numpy_scalar,
+    "R": Decoder._named_tuple,
+    "M": Decoder._mapping,
+    "r": lambda self, tree, depth: self._remote(tree[1:]),
+    "p": lambda self, tree, depth: self._pickle(tree),
+}
+assert set(_READERS) == set(TAGS)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _encode_int(value: int) -> Any:
+    return value if -_INT64 <= value < _INT64 else ["i", f"{value:x}"]
+
+
+def _encode_float(value: float) -> Any:
+    return value if math.isfinite(value) else ["f", repr(value)]
+
+
+def _encode_str(value: str) -> Any:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return ["u", value.encode("utf-8", "surrogatepass").hex()]
+    return value
+
+
+def _only(tree: List[Any], kind: type) -> Any:
+    if len(tree) != 2 or type(tree[1]) is not kind:
+        raise ProtocolError(f"a value {printable(tree[0])!r} without its one {kind.__name__}")
+    return tree[1]
+
+
+def _read_float(tree: List[Any]) -> float:
+    text = _only(tree, str)
+    if text not in ("nan", "inf", "-inf"):
+        raise ProtocolError(f"{printable(text[:40])!r} where a float that JSON lacks belongs")
+    return float(text)
+
+
+def _read_int(tree: List[Any]) -> int:
+    text = _only(tree, str)
+    if len(text) > _MAX_INT_DIGITS or not re.match(r"-?[0-9a-f]+\Z", text):
+        raise ProtocolError("an int that is no hexadecimal number")
+    return int(text, 16)
+
+
+def _read_str(tree: List[Any]) -> str:
+    try:
+        return bytes.fromhex(_only(tree, str)).decode("utf-8", "surrogatepass")
+    except ValueError as error:
+        raise ProtocolError("a string that is no UTF-8") from error
+
+
+def _name(claimed_name: Any) -> str:
+    if type(claimed_name) is not str or len(claimed_name) > _MAX_NAME_CHARS:
+        raise ProtocolError("a name of a class or a field that is no short string")
+    return printable(claimed_name, newlines=False)
+
+
+def _hashable(value: Any) -> Any:
+    try:
+        hash(value)
+    except TypeError as error:
+        raise ProtocolError(f"a {type(value).__name__} as a key or in a set") from error
+    return value
+
+
+def _storage_bytes(storage: Any) -> bytes:
+    return ctypes.string_at(storage.data_ptr(), storage.nbytes()) if storage.nbytes() else b""
+
+
+def _numpy() -> Any:
+    try:
+        import numpy
+    except ImportError as error:
+        raise ProtocolError("a numpy value, and numpy is not installed here") from error
+    return numpy
+
+
+def _class_name(value: Any) -> str:
+    name = type(value).__name__
+    return name.encode("utf-8", "replace").decode("utf-8")[:_MAX_NAME_CHARS]
+
+
+def _field_names(value: Any) -> Optional[List[str]]:
+    """Names of a named tuple's or a structseq's (torch.return_types) fields, else None."""
+    names = getattr(type(value), "_fields", None)
+    if names is None and getattr(type(value), "n_fields", None) == len(value):
+        names = getattr(type(value), "__match_args__", None)
+    if isinstance(names, tuple) and len(names) == len(value) and all(type(name) is str for name in names):
+        return list(names)
+    return None
+
+
+def _is_plain_dataclass(kind: type) -> bool:
+    """A dataclass that only holds values: what it can *do* would be lost by sending its fields."""
+    if not hasattr(kind, "__dataclass_fields__"):
+        return False
+    return not any(
+        callable(member) and not name.startswith("__")
+        for base in kind.__mro__[:-1]
+        for name, member in vars(base).items()
+    )
+
+
+def _is_wrapper(tensor: Any) -> bool:
+    """A subclass that holds its numbers elsewhere (torchao, DTensor, functorch)."""
+    return hasattr(tensor, "__tensor_flatten__") or (
+        tensor.numel() > 0 and tensor.device.type == "cpu" and not _has_memory(tensor)
+    )
+
+
+def _has_memory(tensor: Any) -> bool:
+    try:
+        return bool(tensor.untyped_storage().data_ptr())
+    except RuntimeError:
+        return False

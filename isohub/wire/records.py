@@ -1,0 +1,95 @@
+"""What a remote named tuple or model output becomes: plain containers that know a class's name.
+
+No class is made from what a worker says. A remote ``ModelOutput(logits=…)`` arrives as a
+`MappingRecord` whose `class_name` is the text ``"ModelOutput"``; keys, attributes and positions
+work as they did there.
+
+Side: the caller builds these; a worker gets them when a caller passes one back.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Iterable, Sequence, Tuple
+
+__all__ = ["MappingRecord", "TupleRecord"]
+
+
+class TupleRecord(Tuple[Any, ...]):
+    """A named tuple's values, by position and by name.
+
+    Attributes:
+        class_name: The remote class's name, as text.
+        _fields: Names of the values, as ``collections.namedtuple`` has it.
+    """
+
+    class_name: str
+    _fields: Tuple[str, ...]
+
+    def __new__(cls, class_name: str, fields: Sequence[str], values: Iterable[Any]) -> TupleRecord:
+        """A record of as many values as there are fields."""
+        record = super().__new__(cls, values)
+        record.__dict__.update(class_name=class_name, _fields=tuple(fields))
+        return record
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_") and name in self._fields:
+            return self[self._fields.index(name)]
+        raise AttributeError(f"{self.__dict__.get('class_name')!r} has no field {name!r}; it has {list(self._fields)}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError("the fields of a named tuple cannot be set")
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return type(self), (self.class_name, self._fields, tuple(self))
+
+    def __repr__(self) -> str:
+        return f"{self.class_name}({', '.join(f'{name}={value!r}' for name, value in zip(self._fields, self))})"
+
+    def __dir__(self) -> Iterable[str]:
+        return [*super().__dir__(), *self._fields]
+
+    def _asdict(self) -> Dict[str, Any]:
+        return dict(zip(self._fields, self))
+
+
+class MappingRecord(Dict[str, Any]):
+    """A model output's values, by key, by attribute and by position.
+
+    ``record["logits"]``, ``record.logits`` and ``record[0]`` are the same object, as in the model
+    outputs of the transformers library. Iteration gives the keys.
+
+    Attributes:
+        class_name: The remote class's name, as text.
+    """
+
+    __slots__ = ("class_name",)
+
+    def __init__(self, class_name: str, items: Iterable[Tuple[str, Any]] = ()) -> None:
+        super().__init__(items)
+        object.__setattr__(self, "class_name", class_name)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return super().__getitem__(name)
+        raise AttributeError(f"{self.class_name!r} has no {name!r}; it has {list(self)}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, (int, slice)):
+            return self.to_tuple()[key]
+        return super().__getitem__(key)
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return type(self), (self.class_name, list(self.items()))
+
+    def __repr__(self) -> str:
+        return f"{self.class_name}({', '.join(f'{name}={value!r}' for name, value in self.items())})"
+
+    def __dir__(self) -> Iterable[str]:
+        return [*super().__dir__(), *self]
+
+    def to_tuple(self) -> Tuple[Any, ...]:
+        """The values in order."""
+        return tuple(self.values())
