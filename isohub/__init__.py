@@ -1,1 +1,72 @@
-"""isohub: torch.hub, with a worker process for each repo and commit."""
+"""isohub: torch.hub, with a worker process for each repo and commit.
+
+    import isohub
+
+    v1 = isohub.load("owner/repo:v1", "model")
+    v2 = isohub.load("owner/repo:v2", "model")   # same session, other code
+
+``import isohub`` loads neither torch nor any other part; names are looked up on first use.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from isohub import errors as errors
+    from isohub.hub import Session as Session
+    from isohub.hub import fetch as fetch
+    from isohub.hub import get_dir as get_dir
+    from isohub.hub import help as help  # noqa: A004 - torch.hub's name
+    from isohub.hub import inspect as inspect
+    from isohub.hub import list as list  # noqa: A004 - torch.hub's name
+    from isohub.hub import load as load
+    from isohub.hub import set_dir as set_dir
+    from isohub.hub import trust as trust
+    from isohub.hub import trusted as trusted
+    from isohub.hub import untrust as untrust
+    from isohub.session.handles import RemoteModule as RemoteModule
+    from isohub.session.handles import RemoteObject as RemoteObject
+
+__version__ = "0.1.0"
+
+_HOME = {
+    **dict.fromkeys(
+        ("Session", "fetch", "get_dir", "help", "inspect", "list", "load", "set_dir", "trust", "trusted", "untrust"),
+        "isohub.hub",
+    ),
+    **dict.fromkeys(("RemoteModule", "RemoteObject"), "isohub.session.handles"),
+}
+
+__all__ = [
+    "RemoteModule",
+    "RemoteObject",
+    "Session",
+    "__version__",
+    "errors",
+    "fetch",
+    "get_dir",
+    "help",
+    "inspect",
+    "list",
+    "load",
+    "set_dir",
+    "trust",
+    "trusted",
+    "untrust",
+]
+
+
+def __getattr__(name: str) -> Any:
+    import importlib  # noqa: PLC0415 - `import isohub` stays light
+
+    if name == "errors":
+        return importlib.import_module("isohub.errors")  # noqa: TID251 - a name of ours
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'isohub' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)  # noqa: TID251 - a name of ours
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> Any:
+    return sorted({*globals(), *__all__})

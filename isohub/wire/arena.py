@@ -32,6 +32,7 @@ from isohub.wire.protocol import MAX_DIMENSIONS, MAX_TENSORS
 
 __all__ = [
     "ALIGNMENT",
+    "LARGEST_KEPT_BYTES",
     "Arena",
     "Cargo",
     "Claims",
@@ -46,6 +47,9 @@ __all__ = [
 #: torch allocates CPU memory at 64 bytes (c10/core/alignment.h, gAlignment); one cache line.
 ALIGNMENT = 64
 
+#: An inbox larger than this is let go, by both sides, after the question that needed it.
+LARGEST_KEPT_BYTES = 256 << 20
+
 # linux/fcntl.h; the fcntl module has them from Python 3.9 on.
 _F_ADD_SEALS, _F_GET_SEALS = 1033, 1034
 _F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW, _F_SEAL_WRITE = 1, 2, 4, 8
@@ -54,13 +58,12 @@ _PARCEL_SEALS = _ARENA_SEALS | _F_SEAL_WRITE
 # memfd_create(2); os.memfd_create is there from Python 3.8 on.
 _MEMFD_FLAGS = 0x0001 | 0x0002  # MFD_CLOEXEC | MFD_ALLOW_SEALING
 
-#: Every dtype that may cross. A worker's other names are refused; so are quantised types.
-_DTYPE_NAMES = (
-    "float64", "float32", "float16", "bfloat16", "complex128", "complex64", "complex32",
-    "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool",
-    "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu",
-)  # fmt: skip
-_dtypes: Dict[str, Tuple[Any, int]] = {}
+#: Every dtype that may cross, and its size in bytes. A worker's other names are refused; so are quantised types.
+_DTYPE_SIZES = {
+    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "complex128": 16, "complex64": 8, "complex32": 4,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint64": 8, "uint32": 4, "uint16": 2, "uint8": 1, "bool": 1,
+    "float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1, "float8_e8m0fnu": 1,
+}  # fmt: skip
 
 # One view that covers less than this share of its storage is sent as a contiguous copy instead.
 _SPARSE_VIEW_RATIO = 2
@@ -68,14 +71,11 @@ _SPARSE_VIEW_RATIO = 2
 
 def dtype_named(name: str) -> Optional[Tuple[Any, int]]:
     """The torch dtype of that name and its size in bytes, or None. Trust: the name may be a worker's."""
-    if not _dtypes:
-        import torch
+    import torch
 
-        for known in _DTYPE_NAMES:
-            dtype = getattr(torch, known, None)
-            if dtype is not None:
-                _dtypes[known] = dtype, torch.empty(0, dtype=dtype).element_size()
-    return _dtypes.get(name)
+    size = _DTYPE_SIZES.get(name)
+    dtype = None if size is None else getattr(torch, name, None)
+    return None if size is None or dtype is None else (dtype, size)
 
 
 class Arena:
@@ -354,8 +354,8 @@ def unload(claims: Claims, size_bytes: int, storage_at: Callable[[int, int], Any
         raise ProtocolError(f"{len(claims.tensors)} tensors in one message; at most {MAX_TENSORS} may come")
     storages: List[Any] = []
     total = 0
-    for row in claims.storages:
-        offset, size = _whole_numbers(row, 2)
+    for place in claims.storages:
+        offset, size = _whole_numbers(place, 2)
         if offset + size > size_bytes or offset % ALIGNMENT:
             raise ProtocolError(f"a storage at {offset} of {size} bytes in {size_bytes} bytes of memory")
         total += size

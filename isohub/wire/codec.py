@@ -59,8 +59,11 @@ TAGS: Dict[str, str] = {
 }
 
 _NUMPY_SCALARS = frozenset(
-    ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64", "complex64", "complex128"]
-)
+    (
+        "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+        "float16", "float32", "float64", "complex64", "complex128",
+    )
+)  # fmt: skip
 _DEVICE = re.compile(r"[a-z]{1,16}(:\d{1,4})?\Z")
 _INT64 = 1 << 63
 #: A name of a class or field is text for people; real ones are short.

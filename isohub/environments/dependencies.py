@@ -1,0 +1,212 @@
+"""What the ``dependencies`` of a hubconf ask for, and the one error that names all that is missing.
+
+torch.hub wants import names and looks each one up with `find_spec`; repos write those, and also what
+pip wants ("numpy>=1.0", "opencv-python"). Both are understood here. Nothing is imported, installed or
+run, and no entry reaches a command line but as one word that a shell takes literally.
+
+Runs in the caller. Every entry is text that the repo controls.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import shlex
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from packaging.markers import Marker, UndefinedComparison, UndefinedEnvironmentName
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from isohub.errors import MissingDependenciesError, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+__all__ = ["Dependency", "find_missing", "missing_error", "parse_dependencies"]
+
+# Import names whose distribution is called otherwise. Where pip's name differs only in `-` and `_`
+# or in case, pip finds it by itself.
+_DISTRIBUTION_OF = {
+    "Crypto": "pycryptodome",
+    "OpenSSL": "pyOpenSSL",
+    "PIL": "Pillow",
+    "attr": "attrs",
+    "bs4": "beautifulsoup4",
+    "cv2": "opencv-python",
+    "dateutil": "python-dateutil",
+    "docx": "python-docx",
+    "dotenv": "python-dotenv",
+    "faiss": "faiss-cpu",
+    "ffmpeg": "ffmpeg-python",
+    "fitz": "PyMuPDF",
+    "git": "GitPython",
+    "google.protobuf": "protobuf",
+    "hydra": "hydra-core",
+    "jwt": "PyJWT",
+    "magic": "python-magic",
+    "mpl_toolkits": "matplotlib",
+    "osgeo": "GDAL",
+    "pkg_resources": "setuptools",
+    "pywt": "PyWavelets",
+    "ruamel.yaml": "ruamel.yaml",
+    "serial": "pyserial",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "slugify": "python-slugify",
+    "umap": "umap-learn",
+    "yaml": "PyYAML",
+    "zmq": "pyzmq",
+}
+_IMPORT_OF: dict[str, str] = {canonicalize_name(distribution): name for name, distribution in _DISTRIBUTION_OF.items()}
+# Other builds of the same module.
+_IMPORT_OF.update({"opencv-python-headless": "cv2", "opencv-contrib-python": "cv2", "faiss-gpu": "faiss"})
+
+
+@dataclass(frozen=True)
+class Dependency:
+    """One entry of ``dependencies``.
+
+    Attributes:
+        text: The entry as written. Trust: repo.
+        import_name: Top-level name to look up; None if the entry is neither an import name nor a
+            requirement.
+        requirement: What to ask pip for; None where nothing can be (the standard library, an entry
+            that is no name, a direct URL, which nobody should install on a repo's word).
+    """
+
+    text: str
+    import_name: str | None
+    requirement: str | None
+
+    def __str__(self) -> str:
+        return printable(self.text, limit_chars=200, newlines=False)
+
+
+def parse_dependencies(names: Sequence[str]) -> tuple[Dependency, ...]:
+    """Reads the entries of ``dependencies``.
+
+    Args:
+        names: Entries as `isohub.repos.outline` gives them. Trust: repo.
+
+    Returns:
+        One for each entry, in order, without repetitions. An entry with an environment marker that
+        does not hold here (``; python_version < "3.7"``) is left out, since nobody needs it.
+    """
+    parsed = (_parse(text) for text in dict.fromkeys(names))
+    return tuple(dependency for dependency in parsed if dependency is not None)
+
+
+def _parse(text: str) -> Dependency | None:
+    stripped = text.strip()
+    if all(part.isidentifier() for part in stripped.split(".")):
+        return _from_import_name(text, stripped)
+    try:
+        requirement = Requirement(stripped)
+    except InvalidRequirement:
+        return Dependency(text, import_name=None, requirement=None)
+    if requirement.marker is not None and not _holds_here(requirement.marker):
+        return None
+    import_name = _IMPORT_OF.get(canonicalize_name(requirement.name)) or requirement.name.replace("-", "_")
+    top = import_name.split(".")[0]
+    if requirement.url is not None or not top.isidentifier():
+        return Dependency(text, top if top.isidentifier() else None, requirement=None)
+    extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
+    # "cv2>=4" names a module and a version; pip knows the version under the distribution's name.
+    name = _DISTRIBUTION_OF.get(requirement.name, requirement.name)
+    return Dependency(text, top, f"{name}{extras}{requirement.specifier}")
+
+
+def _holds_here(marker: Marker) -> bool:
+    try:
+        return marker.evaluate()
+    except (UndefinedComparison, UndefinedEnvironmentName):
+        return True  # what cannot be told is asked for
+
+
+def _from_import_name(text: str, name: str) -> Dependency:
+    parts = name.split(".")
+    dotted = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    known = next((_DISTRIBUTION_OF[prefix] for prefix in dotted if prefix in _DISTRIBUTION_OF), None)
+    top = parts[0]
+    if known is not None:
+        return Dependency(text, top, known)
+    if top in sys.stdlib_module_names:
+        return Dependency(text, top, requirement=None)
+    if len(parts) == 1 and canonicalize_name(top) in _IMPORT_OF:  # "Pillow", "PyYAML": pip's name
+        return Dependency(text, _IMPORT_OF[canonicalize_name(top)].split(".")[0], top)
+    # Python takes other scripts in identifiers, an index does not.
+    return Dependency(text, top, top if top.isascii() else None)
+
+
+def find_missing(dependencies: Sequence[Dependency], checkout: Path | None = None) -> tuple[Dependency, ...]:
+    """Those that this interpreter does not have, or has in a version that was not asked for.
+
+    Nothing is imported: only the top-level name is looked up.
+
+    Args:
+        dependencies: What `parse_dependencies` gave. Trust: repo.
+        checkout: A repo may name its own modules, as torch.hub allows; they are looked for here.
+    """
+    return tuple(dependency for dependency in dependencies if not _is_met(dependency, checkout))
+
+
+def _is_met(dependency: Dependency, checkout: Path | None) -> bool:
+    name = dependency.import_name
+    if name is None:
+        return False
+    if checkout is not None and ((checkout / f"{name}.py").is_file() or (checkout / name).is_dir()):
+        return True
+    try:
+        if name not in sys.modules and importlib.util.find_spec(name) is None:
+            return False
+    except (ImportError, ValueError):  # a finder that fails, or a module without a spec
+        return False
+    if dependency.requirement is None:
+        return True
+    requirement = Requirement(dependency.requirement)
+    try:
+        version = importlib.metadata.version(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        return True  # importable, and under another distribution's name: its version is not known
+    return requirement.specifier.contains(version, prereleases=True)
+
+
+def missing_error(missing: Sequence[Dependency], reference: str, commit: str) -> MissingDependenciesError:
+    """The error that names all missing dependencies at once and gives the line that installs them.
+
+    Args:
+        missing: At least one. Trust: repo.
+        reference: What the user wrote. Trust: caller.
+        commit: Full commit, or what stands for it in a plain directory.
+    """
+    named = [dependency for dependency in missing if dependency.import_name is not None]
+    unnamed = [dependency for dependency in missing if dependency.import_name is None]
+    parts = []
+    if named:
+        parts.append(f"needs packages that are not installed: {', '.join(map(_described, named))}")
+    if unnamed:
+        entries = ", ".join(repr(str(dependency)) for dependency in unnamed)
+        parts.append(f"declares dependencies that are no package names: {entries}")
+    requirements = dict.fromkeys(dependency.requirement for dependency in named if dependency.requirement)
+    command = shlex.join(["python", "-m", "pip", "install", *requirements]) if requirements else None
+    return MissingDependenciesError(
+        f"hubconf of {reference} at {commit} {'; it also '.join(parts)}",
+        hint=command,
+        command=command,
+        missing=tuple(str(dependency) for dependency in missing),
+    )
+
+
+def _described(dependency: Dependency) -> str:
+    text = str(dependency)
+    if dependency.requirement is None:
+        return f"{text} (not from a package index)"
+    try:
+        installed = importlib.metadata.version(Requirement(dependency.requirement).name)
+    except importlib.metadata.PackageNotFoundError:
+        return text
+    return f"{text} ({installed} is installed)"

@@ -1,0 +1,513 @@
+"""The one place where the parts are put together: which code, on what, confined how, asked what.
+
+`Session` holds a caller's workers; the module's functions are those of a default session and carry
+torch.hub's names and meanings. Side: caller.
+"""
+
+from __future__ import annotations
+
+import atexit
+import builtins
+import functools
+import inspect as inspect_module
+import io
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
+
+from isohub.environments.dependencies import missing_error, parse_dependencies
+from isohub.errors import (
+    ConfinementError,
+    EnvironmentBuildError,
+    SessionClosedError,
+    UntrustedRepoError,
+    printable,
+)
+from isohub.repos.outline import Outline, read_outline
+from isohub.repos.pins import Checkout, Pin
+from isohub.repos.reference import Reference, SourceName, parse
+from isohub.repos.store import Store, get_dir, set_dir
+from isohub.repos.trust import Trust
+from isohub.sandbox.confine import MISSING
+
+if TYPE_CHECKING:
+    from isohub.session.link import Link
+    from isohub.session.pool import Pool
+    from isohub.session.supervisor import Worker
+
+__all__ = [
+    "Session",
+    "fetch",
+    "get_dir",
+    "help",
+    "inspect",
+    "list",
+    "load",
+    "set_dir",
+    "trust",
+    "trusted",
+    "untrust",
+]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+Returns = Literal["handle", "state_dict", "torchscript", "exported_program"]
+RepoOrDir = str | os.PathLike[str]
+
+_RETURNS = ("handle", "state_dict", "torchscript", "exported_program")
+#: torch.hub.load's own sources, and git for what is on another host.
+_SOURCES = (None, "github", "git", "local")
+#: The largest answer to a call. A model that returns more than this at once would not fit beside itself
+#: and its copy in the 16 GiB that a common workstation has.
+_MAX_REPLY_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What every way into a repo is given."""
+
+    repo: RepoOrDir
+    source: SourceName | None
+    force_reload: bool
+    skip_validation: bool
+    verbose: bool
+
+
+class Session:
+    """A caller's workers, zygotes, policy and directories.
+
+    Handles live as long as their session. Thread-safe. A context manager; closing ends every process that
+    the session started, and so does the end of the caller's process, whatever ends it.
+
+    Args:
+        cache_dir: Where checkouts and weights are kept; `get_dir()` unless given.
+        timeout_s: Seconds that any one question to a worker may take (an import, a build, a call), unless
+            `load` says otherwise. None: no limit.
+        max_reply_bytes: The most tensor bytes that the answer to one call may hold. State dicts are bounded by
+            the machine's free memory instead.
+    """
+
+    def __init__(
+        self,
+        cache_dir: str | os.PathLike[str] | None = None,
+        *,
+        timeout_s: float | None = None,
+        max_reply_bytes: int = _MAX_REPLY_BYTES,
+    ) -> None:
+        self._cache_dir = None if cache_dir is None else Path(cache_dir).expanduser().absolute()
+        self._timeout_s = _checked_timeout(timeout_s)
+        if max_reply_bytes <= 0:
+            raise ValueError(f"max_reply_bytes must be positive, got {max_reply_bytes}")
+        self._max_reply_bytes = max_reply_bytes
+        self._pool: Pool | None = None
+        self._pool_lock = threading.Lock()
+        self._closed = False
+        self._pid = os.getpid()
+
+    # What torch.hub has.
+
+    def load(
+        self,
+        /,
+        repo_or_dir: RepoOrDir,
+        model: str,
+        *args: Any,
+        source: SourceName | None = None,
+        trust_repo: bool | Literal["check"] = "check",
+        force_reload: bool = False,
+        verbose: bool = True,
+        skip_validation: bool = False,
+        returns: Returns = "handle",
+        example_inputs: Any = None,
+        sandbox: None = None,
+        environment: Literal["host"] | None = None,
+        device: Any = None,
+        seed: int | None = None,
+        timeout_s: float | None = None,
+        entry_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Build a model in a worker of its repo and commit.
+
+        Args:
+            repo_or_dir: ``owner/repo[:ref]``, a URL, ``git+...``, a directory, or ``./clone:ref``.
+            model: Name of an entrypoint in hubconf.
+            *args: Passed to the entrypoint.
+            source: How `repo_or_dir` is to be read; None decides by its form.
+            trust_repo: True trusts the repo, and remembers it once the load has succeeded; "check" asks the
+                list of trusted repos; False trusts nobody. Only `returns` of "torchscript" and
+                "exported_program" need trust: opening those can run code in *this* process.
+            force_reload: Ask the source again and download again.
+            verbose: Show progress of downloads on a terminal.
+            skip_validation: Accept a commit that is not shown to belong to the repo.
+            returns: "handle": a `RemoteModule`, a plain value, a `RemoteObject`, or the structure of them that
+                the entrypoint gave. "state_dict": the model's state; the worker ends. "torchscript" and
+                "exported_program": the model, opened here; the worker ends.
+            example_inputs: A tensor or a tuple of inputs: TorchScript is then traced, else scripted; an exported
+                program needs them.
+            sandbox: Not to be given yet; see SECURITY.md.
+            environment: "host": this interpreter and its packages.
+            device: Where the worker moves the model after it is built, such as "cuda:0".
+            seed: Seeds torch, numpy and random in the worker, before hubconf is imported and again before
+                the entrypoint runs. Without it each worker draws its own numbers.
+            timeout_s: Seconds that each question to the worker may take, this load's and later calls.
+            entry_kwargs: Keywords for the entrypoint, for names that this function has too.
+            **kwargs: Keywords for the entrypoint.
+
+        Returns:
+            What `returns` says.
+
+        Raises:
+            InvalidReferenceError, FetchError, UntrustedRepoError, MissingDependenciesError, HubconfError,
+            EntrypointNotFoundError, RemoteError, WorkerDiedError, WorkerTimeoutError, ProtocolError.
+        """
+        _check_choice("returns", returns, _RETURNS)
+        if trust_repo not in (True, False, "check"):
+            raise ValueError(f"trust_repo must be True, False or 'check', got {trust_repo!r}")
+        if sandbox is not None:
+            raise ConfinementError(
+                f"sandbox={sandbox!r} was asked for; no layer of it can be applied yet",
+                hint="leave sandbox= out; SECURITY.md says what a worker is confined by",
+                missing=MISSING,
+            )
+        if environment not in (None, "host"):
+            raise EnvironmentBuildError(f"environment={environment!r} was asked for; expected 'host' or None")
+        if returns == "exported_program" and example_inputs is None:
+            raise ValueError("returns='exported_program' needs example_inputs, a tuple of inputs to export with")
+        keywords = _merged(kwargs, entry_kwargs)
+        _check_seed(seed)
+        timeout_s = self._timeout_s if timeout_s is None else _checked_timeout(timeout_s)
+        wanted = _Wanted(repo_or_dir, source, force_reload, skip_validation, verbose)
+        pool = self._open_pool()
+        pool.warm()  # torch is imported there while the code is fetched here
+        checkout = self._checkout(wanted)
+        gate = _Gate(checkout.pin, self._trust(), trust_repo)
+        if returns in ("torchscript", "exported_program"):
+            gate.check(returns)
+        with self._lease(checkout, timeout_s, gate) as link:
+            _open(link, checkout)
+            link.ask("import", seed, phase="importing hubconf.py")
+            built = link.ask("build", model, seed, [*args], keywords, phase=f"calling the entrypoint {model}()")
+            if device is not None:
+                built = _moved(built, device, model)
+            answer = _converted(built, returns, example_inputs)
+        if trust_repo is True:
+            self._trust().add(*_identity(checkout.pin.reference))
+        return answer
+
+    def list(
+        self,
+        repo: RepoOrDir,
+        force_reload: bool = False,
+        skip_validation: bool = False,
+        trust_repo: Any = None,  # noqa: ARG002 - torch.hub's parameter; nothing here needs trust
+        verbose: bool = True,
+        *,
+        source: SourceName | None = None,
+        timeout_s: float | None = None,
+    ) -> builtins.list[str]:
+        """Names of a repo's entrypoints. hubconf runs in a worker; see `inspect` for what runs nothing."""
+        wanted = _Wanted(repo, source, force_reload, skip_validation, verbose)
+        names: Any = self._look(wanted, timeout_s, "entrypoints", "listing the entrypoints")
+        return [printable(name, newlines=False) for name in names]
+
+    def help(
+        self,
+        repo: RepoOrDir,
+        model: str,
+        force_reload: bool = False,
+        skip_validation: bool = False,
+        trust_repo: Any = None,  # noqa: ARG002 - as in `list`
+        verbose: bool = True,
+        *,
+        source: SourceName | None = None,
+        timeout_s: float | None = None,
+    ) -> str | None:
+        """An entrypoint's docstring, control characters escaped; None if it has none."""
+        wanted = _Wanted(repo, source, force_reload, skip_validation, verbose)
+        text: Any = self._look(wanted, timeout_s, "help", "reading the docstring", model)
+        return None if text is None else printable(str(text))
+
+    # What torch.hub lacks.
+
+    def inspect(
+        self,
+        repo: RepoOrDir,
+        *,
+        source: SourceName | None = None,
+        force_reload: bool = False,
+        skip_validation: bool = False,
+        verbose: bool = True,
+    ) -> Outline:
+        """What a repo's hubconf declares, read from its source text. Nothing of it runs.
+
+        Returns:
+            Entrypoints with signatures and docstrings, and dependencies. The texts are the repo's, as they are.
+        """
+        return read_outline(self._checkout(_Wanted(repo, source, force_reload, skip_validation, verbose)).path)
+
+    def fetch(
+        self,
+        repo: RepoOrDir,
+        *,
+        source: SourceName | None = None,
+        force_reload: bool = False,
+        skip_validation: bool = False,
+        verbose: bool = True,
+    ) -> Checkout:
+        """Bring a repo here, and run nothing. The result has ``commit`` and ``path``."""
+        return self._checkout(_Wanted(repo, source, force_reload, skip_validation, verbose))
+
+    def trust(self, repo: RepoOrDir) -> None:
+        """Remember a repo as trusted: exactly this host, owner and name."""
+        self._trust().add(*_identity(parse(repo)))
+
+    def untrust(self, repo: RepoOrDir) -> bool:
+        """Forget a trusted repo; False if it was none."""
+        return self._trust().remove(*_identity(parse(repo)))
+
+    def trusted(self) -> builtins.list[str]:
+        """The trusted repos, as ``host/owner/repo[@commit]``."""
+        return [
+            f"{entry.host}/{entry.owner}/{entry.repo}" + (f"@{entry.commit}" if entry.commit else "")
+            for entry in self._trust().entries()
+        ]
+
+    def workers(self) -> builtins.list[Worker]:
+        """The workers that are alive now."""
+        return [] if self._pool is None else self._pool.workers()
+
+    def close(self) -> None:
+        """End every worker. Handles of this session raise `SessionClosedError` from here on."""
+        with self._pool_lock:
+            self._closed = True
+            pool, self._pool = self._pool, None
+        if pool is not None and self._pid == os.getpid():
+            pool.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # Parts.
+
+    def _store(self) -> Store:
+        return Store(get_dir() if self._cache_dir is None else self._cache_dir)
+
+    def _trust(self) -> Trust:
+        return Trust(get_dir() if self._cache_dir is None else self._cache_dir)
+
+    def _open_pool(self) -> Pool:
+        from isohub.session.pool import Pool
+
+        if self._pid != os.getpid():
+            raise SessionClosedError(
+                f"a session was used in a forked process (pid {os.getpid()}, opened in {self._pid})",
+                hint="open another here: isohub.Session()",
+            )
+        with self._pool_lock:
+            if self._closed:
+                raise SessionClosedError("the session is closed", hint="open another: isohub.Session()")
+            if self._pool is None:
+                self._pool = Pool()
+                atexit.register(self._pool.close)
+            return self._pool
+
+    def _checkout(self, wanted: _Wanted) -> Checkout:
+        _check_choice("source", wanted.source, _SOURCES)
+        store = self._store()
+        pin = store.resolve(
+            parse(wanted.repo, wanted.source),
+            force_reload=wanted.force_reload,
+            skip_validation=wanted.skip_validation,
+        )
+        return store.fetch(pin, force_reload=wanted.force_reload, progress=wanted.verbose)
+
+    @contextmanager
+    def _lease(self, checkout: Checkout, timeout_s: float | None, gate: _Gate | None = None) -> Iterator[Link]:
+        from isohub.session.handles import make_handle
+        from isohub.session.link import Link
+        from isohub.session.pool import WorkerKey
+
+        pool = self._open_pool()
+        key = WorkerKey(sys.executable, str(checkout.path), checkout.commit, checkout.pin.name)
+        variables = {"TORCH_HOME": str(self._store().weights_dir(checkout.pin))}
+        with pool.lease(key, variables, timeout_s) as worker:
+            gate = gate or _Gate(checkout.pin, self._trust(), "check")
+            yield Link(worker, pool, checkout, gate, make_handle, timeout_s, self._max_reply_bytes)
+
+    def _look(self, wanted: _Wanted, timeout_s: float | None, op: str, phase: str, *args: Any) -> Any:
+        timeout_s = self._timeout_s if timeout_s is None else _checked_timeout(timeout_s)
+        self._open_pool().warm()
+        checkout = self._checkout(wanted)
+        with self._lease(checkout, timeout_s) as link:
+            _open(link, checkout)
+            link.ask("import", None, phase="importing hubconf.py")
+            return link.ask(op, *args, phase=phase)
+
+
+class _Gate:
+    """The one place that opens a program of a worker's in this process, and asks for trust first.
+
+    Source: torch's SECURITY.md, "models are programs"; FACTS: ``torch.jit.load`` alone wrote a file by
+    ``aten::from_file``, and ``torch.export.load`` of a crafted archive executed code (torch 2.13).
+    """
+
+    def __init__(self, pin: Pin, trust: Trust, trust_repo: bool | Literal["check"]) -> None:
+        self._pin = pin
+        self._trust = trust
+        self._trust_repo = trust_repo
+
+    def check(self, form: str) -> None:
+        """Raise `UntrustedRepoError` unless the repo may open a program here."""
+        identity = _identity(self._pin.reference)
+        if self._trust_repo is True or (
+            self._trust_repo == "check" and self._trust.allows(*identity, self._pin.commit)
+        ):
+            return
+        raise UntrustedRepoError(
+            f"a {form} of {self._pin.name} would be opened in this process, which can run the repo's code here "
+            "with all of your powers; the repo is not trusted",
+            hint="returns='handle' and returns='state_dict' need no trust; once you have read the code at "
+            f"{self._pin.commit}, trust_repo=True opens it",
+            repo="/".join(identity),
+        )
+
+    def open(self, form: str, data: bytes) -> Any:
+        """The program, opened. Trust: a worker whose repo the user trusts."""
+        import torch
+
+        self.check(form)
+        if form == "torchscript":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # torch 2.13 deprecates TorchScript
+                read: Callable[..., Any] = torch.jit.load  # noqa: TID251 - after the check
+                return read(io.BytesIO(data))
+        return torch.export.load(io.BytesIO(data))  # noqa: TID251 - after the check
+
+
+def _identity(reference: Reference) -> tuple[str, str, str]:
+    return reference.host, reference.owner, reference.repo
+
+
+def _open(link: Link, checkout: Checkout) -> None:
+    """Everything that can be known before the repo's code runs."""
+    outline = read_outline(checkout.path)
+    dependencies = parse_dependencies(outline.dependencies)
+    missing: Any = link.ask(
+        "open",
+        str(checkout.path),
+        [dependency.import_name for dependency in dependencies],
+        phase="looking for its dependencies",
+    )
+    if missing:
+        lacking = [dependency for dependency in dependencies if dependency.import_name in missing]
+        raise missing_error(lacking, checkout.pin.name, checkout.commit)
+
+
+def _moved(built: Any, device: Any, model: str) -> Any:
+    from isohub.session.handles import RemoteModule
+
+    if not isinstance(built, RemoteModule):
+        raise TypeError(f"device={device!r} moves a module; the entrypoint {model!r} gave {type(built).__name__}")
+    return built.to(device)
+
+
+def _converted(built: Any, returns: Returns, example_inputs: Any) -> Any:
+    """What the caller asked for, from what the entrypoint gave."""
+    if returns == "handle":
+        return built
+    from isohub.session.handles import RemoteModule
+
+    if not isinstance(built, RemoteModule):
+        raise TypeError(
+            f"returns={returns!r} needs an entrypoint that gives one torch.nn.Module; "
+            f"this one gave {type(built).__name__}\nhint: returns='handle' gives what it gave"
+        )
+    with built:
+        if returns == "state_dict":
+            return built.state_dict()
+        inputs = example_inputs if isinstance(example_inputs, tuple) or example_inputs is None else (example_inputs,)
+        if returns == "torchscript":
+            return built.torchscript(inputs)
+        return built.export(inputs or ())
+
+
+def _merged(kwargs: dict[str, Any], entry_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    if entry_kwargs is None:
+        return kwargs
+    twice = sorted(set(kwargs) & set(entry_kwargs))
+    if twice:
+        raise TypeError(f"keywords given twice, in the call and in entry_kwargs: {', '.join(twice)}")
+    return {**kwargs, **entry_kwargs}
+
+
+def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}")
+
+
+def _check_seed(seed: Any) -> None:
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 63):
+        raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}")
+
+
+def _checked_timeout(timeout_s: float | None) -> float | None:
+    if timeout_s is not None and not timeout_s > 0:
+        raise ValueError(f"timeout_s must be a positive number of seconds, got {timeout_s!r}")
+    return timeout_s
+
+
+_default: Session | None = None
+_default_lock = threading.Lock()
+
+
+def _default_session() -> Session:
+    """The session that the module's functions use; another one in a forked process."""
+    global _default  # noqa: PLW0603 - one default for the process is what a module-level function means
+    with _default_lock:
+        if _default is None or _default._pid != os.getpid() or _default._closed:
+            _default = Session()
+        return _default
+
+
+def _forget_default_lock() -> None:
+    global _default_lock  # noqa: PLW0603 - a lock that another thread held at the fork would never open
+    _default_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_default_lock)
+
+
+def _of_default(method: Callable[Concatenate[Any, _P], _R]) -> Callable[_P, _R]:
+    """The same function on the default session."""
+
+    @functools.wraps(method)
+    def function(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        return method(_default_session(), *args, **kwargs)
+
+    signature = inspect_module.signature(method)
+    parameters = [*signature.parameters.values()][1:]
+    function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    function.__qualname__ = method.__name__
+    vars(function).pop("__wrapped__")
+    return function
+
+
+load = _of_default(Session.load)
+list = _of_default(Session.list)  # noqa: A001 - torch.hub's name
+help = _of_default(Session.help)  # noqa: A001 - torch.hub's name
+inspect = _of_default(Session.inspect)
+fetch = _of_default(Session.fetch)
+trust = _of_default(Session.trust)
+untrust = _of_default(Session.untrust)
+trusted = _of_default(Session.trusted)

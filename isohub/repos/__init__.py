@@ -1,0 +1,1 @@
+"""Which code is it? References, pins, checkouts, and the sources and store behind them."""

@@ -1,0 +1,70 @@
+"""Where code comes from: one `Source` for each kind of place, and the choice between them.
+
+A source resolves references to pins and writes a pin's tree. It holds no cache and takes no
+lock; that is the store's work. Runs in the caller.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from isohub.repos.pins import Pin
+    from isohub.repos.reference import Reference
+
+__all__ = ["Source", "source_for"]
+
+
+class Source(Protocol):
+    """A kind of place that code comes from."""
+
+    def resolve(self, reference: Reference, *, skip_validation: bool = False) -> Pin:
+        """Find the commit that a reference means now.
+
+        Args:
+            reference: What to look for. Trust: the caller.
+            skip_validation: Accept a SHA that was not shown to belong to the repository.
+
+        Raises:
+            RefNotFoundError: The repository has no such ref. `near` names what it has.
+            SourceUnavailableError: It could not be asked.
+        """
+        ...
+
+    def fetch(self, pin: Pin, into: Path, *, progress: bool = False) -> None:
+        """Write a pin's tree into a directory that exists and is empty.
+
+        Temporary files go beside `into`, never elsewhere.
+
+        Args:
+            pin: What to bring.
+            into: An empty directory of the caller's, in a directory that is also the caller's.
+            progress: Draw a bar on stderr, if that is a terminal.
+
+        Raises:
+            IntegrityError: What arrived is not that commit, or may not be unpacked.
+            SourceUnavailableError: It could not be brought.
+        """
+        ...
+
+
+def source_for(reference: Reference) -> Source:
+    """The source that serves a reference."""
+    # Imported late: a local directory needs neither an HTTP client nor a git implementation.
+    if reference.source == "github":
+        from isohub.repos.sources.github import GitHubSource  # noqa: PLC0415
+
+        return GitHubSource()
+    if reference.source == "git":
+        from isohub.repos.sources.git import GitSource  # noqa: PLC0415
+
+        return GitSource()
+    if reference.ref is not None:
+        from isohub.repos.sources.git import CloneSource  # noqa: PLC0415
+
+        return CloneSource()
+    from isohub.repos.sources.local import DirectorySource  # noqa: PLC0415
+
+    return DirectorySource()

@@ -1,0 +1,190 @@
+"""Git objects, each checked against its id as it is read, and trees written from them.
+
+dulwich finds and inflates; this module believes no index: whatever is used is hashed first, so
+that a commit's id vouches for every byte below it. Writes through `TreeWriter` only. Runs in
+the caller.
+
+Source: gitformat-pack(5), Documentation/technical/hash-function-transition, git-fsck(1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import stat
+import zlib
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dulwich.errors import ChecksumMismatch, FileFormatException
+
+from isohub.errors import IntegrityError, SourceUnavailableError
+from isohub.repos.tree import TreeWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["DAMAGE", "ObjectStore", "Objects"]
+
+_KINDS = {1: "commit", 2: "tree", 3: "blob", 4: "tag"}  # gitformat-pack(5), object types
+_HEADER_LINE = re.compile(rb"(tree|parent|object) ([0-9a-f]{40}(?:[0-9a-f]{24})?)")
+_TAGS_NESTED = 16
+_MODE = re.compile(rb"[0-7]{5,6}")
+#: What dulwich raises on bytes that are no sound git data.
+DAMAGE = (ChecksumMismatch, FileFormatException, zlib.error, ValueError, AssertionError, EOFError, IndexError, KeyError)
+
+
+class ObjectStore(Protocol):
+    """The part of dulwich's object stores that is used here; its own types for ids differ by version."""
+
+    def get_raw(self, name: Any, /) -> tuple[int, bytes]:
+        """Type number and content of an object."""
+        ...
+
+    def iter_prefix(self, prefix: Any, /) -> Iterator[bytes]:
+        """Ids that start with hex digits."""
+        ...
+
+
+class Objects:
+    """Reads a repository's objects.
+
+    Args:
+        store: dulwich's. Trust: the repo wrote it.
+        where: The repository, for messages.
+        algorithm: ``sha1`` or ``sha256``.
+    """
+
+    def __init__(self, store: ObjectStore, *, where: str, algorithm: str = "sha1") -> None:
+        self._store = store
+        self._where = where
+        self._algorithm = algorithm
+        self._id_bytes = 20 if algorithm == "sha1" else 32
+
+    def read(self, sha: str) -> tuple[str, bytes]:
+        """Kind and content of an object.
+
+        Raises:
+            KeyError: There is none.
+            IntegrityError: It is damaged, or is not what its id says.
+        """
+        try:
+            number, data = self._store.get_raw(sha.encode("ascii"))
+        except KeyError:
+            raise KeyError(sha) from None
+        except DAMAGE as error:
+            raise IntegrityError(f"{self._where}: object {sha} is damaged: {error}", url=self._where) from error
+        kind = _KINDS.get(number, "unknown")
+        digest = hashlib.sha1(usedforsecurity=False) if self._algorithm == "sha1" else hashlib.sha256()
+        digest.update(b"%s %d\0" % (kind.encode("ascii"), len(data)))
+        digest.update(data)
+        if digest.hexdigest() != sha:
+            raise IntegrityError(
+                f"{self._where}: object {sha} is not what its id says",
+                hint="git fsck names what is damaged",
+                url=self._where,
+                expected=sha,
+                got=digest.hexdigest(),
+            )
+        return kind, data
+
+    def peel(self, sha: str) -> str | None:
+        """The commit behind an object: itself, or what a tag leads to; None for trees and blobs.
+
+        Raises:
+            KeyError: An object on the way is missing.
+        """
+        for _ in range(_TAGS_NESTED):
+            kind, data = self.read(sha)
+            if kind == "commit":
+                return sha
+            target = _header(data, b"object") if kind == "tag" else None
+            if target is None:
+                return None
+            sha = target
+        return None
+
+    def commits_like(self, prefix: str) -> list[str]:
+        """Commits whose ids start with hex digits, or that a tag with such an id leads to."""
+        found: dict[str, None] = {}
+        for name in self._store.iter_prefix(prefix.lower().encode("ascii")):
+            commit = self.peel(name.decode("ascii"))
+            if commit is not None:
+                found[commit] = None
+        return list(found)
+
+    def write_tree(self, commit: str, into: Path) -> None:
+        """Write a commit's tree.
+
+        Submodules are left as empty directories, which is also what ``git archive`` does.
+
+        Args:
+            commit: Its id.
+            into: An empty directory of the caller's.
+
+        Raises:
+            IntegrityError: An object is damaged or missing, or the tree may not be written.
+        """
+        writer = TreeWriter(into, origin=f"{self._where} at {commit[:12]}")
+        kind, data = self._required(commit)
+        root = _header(data, b"tree") if kind == "commit" else None
+        if root is None:
+            raise IntegrityError(f"{self._where}: object {commit} is a {kind} and no commit", url=self._where)
+        pending = [(root, "")]
+        while pending:
+            tree, prefix = pending.pop()
+            for mode, raw_name, sha in self._entries(tree):
+                # surrogateescape keeps what is no UTF-8 apart; the writer then refuses it by name.
+                path = prefix + raw_name.decode("utf-8", "surrogateescape")
+                if "/" in path[len(prefix) :]:
+                    raise writer.refusal(path, "is one name with a slash in it")
+                kind_bits = stat.S_IFMT(mode)
+                if kind_bits == stat.S_IFDIR:
+                    writer.directory(path)
+                    pending.append((sha, path + "/"))
+                elif mode == 0o160000:
+                    writer.directory(path)
+                elif kind_bits == stat.S_IFLNK:
+                    target = self._blob(sha, path).decode("utf-8", "surrogateescape")
+                    writer.symlink(path, target)
+                elif kind_bits == stat.S_IFREG:
+                    writer.file(path, [self._blob(sha, path)], executable=bool(mode & 0o100))
+                else:
+                    raise writer.refusal(path, f"has the mode {mode:o}, which git does not have")
+        writer.finish()
+
+    def _blob(self, sha: str, path: str) -> bytes:
+        kind, data = self._required(sha)
+        if kind != "blob":
+            raise IntegrityError(f"{self._where}: {path!r} is a {kind} where a file was expected", url=self._where)
+        return data
+
+    def _required(self, sha: str) -> tuple[str, bytes]:
+        try:
+            return self.read(sha)
+        except KeyError:
+            raise SourceUnavailableError(
+                f"{self._where} lacks object {sha}",
+                hint="it may be a partial or shallow clone; git fetch --unshallow --refetch brings the rest",
+                url=self._where,
+            ) from None
+
+    def _entries(self, tree: str) -> Iterator[tuple[int, bytes, str]]:
+        kind, data = self._required(tree)
+        if kind != "tree":
+            raise IntegrityError(f"{self._where}: object {tree} is a {kind} and no tree", url=self._where)
+        at = 0
+        while at < len(data):
+            space = data.find(b" ", at)
+            nul = data.find(b"\0", space)
+            end = nul + 1 + self._id_bytes
+            if space < 0 or nul < 0 or end > len(data) or not _MODE.fullmatch(data[at:space]):
+                raise IntegrityError(f"{self._where}: tree {tree} is malformed", url=self._where)
+            yield int(data[at:space], 8), data[space + 1 : nul], data[nul + 1 : end].hex()
+            at = end
+
+
+def _header(data: bytes, key: bytes) -> str | None:
+    """The id in the first line of a commit or tag."""
+    match = _HEADER_LINE.fullmatch(data.partition(b"\n")[0])
+    return match[2].decode("ascii") if match is not None and match[1] == key else None

@@ -1,0 +1,228 @@
+"""Which repos may be handed the caller's own powers.
+
+1. Trust is of one (host, owner, repo), or of one commit of it. Each part is kept and compared by
+   itself, exactly: no joining (torch.hub's ``owner_name`` list takes ``a/b_c`` for ``a_b/c``), no
+   case folding, no owner who is trusted for being known.
+2. Only `add` writes, under a lock, to a file that only its user can write, in one rename.
+3. Reading fails closed. A missing file means that nothing is trusted; a file that is damaged, of
+   another format version, or writable by others is a `TrustError`, never an answer.
+
+It asks nobody and prompts nowhere. Runs in the caller.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import uuid
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from isohub.errors import TrustError, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Trust", "TrustEntry"]
+
+_FORMAT_VERSION = 1
+_LIMIT_BYTES = 1 << 20  # some 5,000 entries; a person adds each
+_LOCK_TIMEOUT_S = 10.0
+_COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")  # SHA-1 or SHA-256
+
+
+@dataclass(frozen=True, order=True)
+class TrustEntry:
+    """What is trusted.
+
+    Attributes:
+        host: Such as ``github.com``.
+        owner: Owner as the reference names it; may hold slashes on hosts that have groups.
+        repo: Name of the repository.
+        commit: Full SHA; None trusts every commit, also those to come.
+    """
+
+    host: str
+    owner: str
+    repo: str
+    commit: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("host", "owner", "repo"):
+            value: object = getattr(self, name)
+            # Nothing invisible: an entry that a person reads must be the one that is compared.
+            if not isinstance(value, str) or not value or not value.isprintable() or value != value.strip():
+                raise TrustError(f"cannot trust this {name}: got {printable(repr(value), limit_chars=200)}")
+        commit: object = self.commit  # whatever a damaged file holds
+        if commit is not None and not (isinstance(commit, str) and _COMMIT.fullmatch(commit)):
+            raise TrustError(
+                f"cannot trust this commit: got {printable(repr(commit), limit_chars=200)}, "
+                f"expected a full SHA in lower case",
+                repo=f"{self.owner}/{self.repo}",
+            )
+
+
+class Trust:
+    """The trusted list in a directory, read anew at every question.
+
+    Attributes:
+        file: ``<directory>/trust.json``.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.file = Path(directory) / "trust.json"
+
+    def entries(self) -> tuple[TrustEntry, ...]:
+        """All entries, sorted.
+
+        Raises:
+            TrustError: The file cannot be relied on; the message names it and says why.
+        """
+        return tuple(sorted(self._read(), key=lambda e: (e.host, e.owner, e.repo, e.commit or "")))
+
+    def allows(self, host: str, owner: str, repo: str, commit: str | None) -> bool:
+        """Whether this commit of this repo is trusted.
+
+        Args:
+            host: As resolved, and so are the others. Trust: caller and network.
+            owner: Owner.
+            repo: Repository.
+            commit: Full SHA; with None, only trust in every commit counts.
+
+        Raises:
+            TrustError: The file cannot be relied on.
+        """
+        asked = {(host, owner, repo, None), (host, owner, repo, commit)}
+        return any((entry.host, entry.owner, entry.repo, entry.commit) in asked for entry in self._read())
+
+    def add(self, host: str, owner: str, repo: str, commit: str | None = None) -> bool:
+        """Trusts a repo, or one commit of it. Returns False if exactly that was trusted before.
+
+        Raises:
+            TrustError: A part is empty or no full SHA, or the file cannot be relied on or written.
+        """
+        entry = TrustEntry(host, owner, repo, commit)
+        with self._locked():
+            entries = self._read()
+            if entry in entries:
+                return False
+            self._write(entries | {entry})
+        return True
+
+    def remove(self, host: str, owner: str, repo: str, commit: str | None = None) -> bool:
+        """Ends trust. Returns whether there was any.
+
+        Without a commit, everything about the repo is removed, so that afterwards none of its
+        commits is trusted. With one, only that entry is.
+
+        Raises:
+            TrustError: One commit was named and would still be trusted, since the whole repo is; or
+                the file cannot be relied on or written.
+        """
+        with self._locked():
+            entries = self._read()
+            of_repo = {entry for entry in entries if (entry.host, entry.owner, entry.repo) == (host, owner, repo)}
+            gone = of_repo if commit is None else {entry for entry in of_repo if entry.commit == commit}
+            if commit is not None and any(entry.commit is None for entry in of_repo):
+                raise TrustError(
+                    f"{owner}/{repo} on {host} is trusted as a whole, so removing {commit} alone changes nothing",
+                    repo=f"{owner}/{repo}",
+                    hint="remove the whole repo, then add the commits that you trust",
+                )
+            if gone:
+                self._write(entries - gone)
+        return bool(gone)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = FileLock(f"{self.file}.lock", timeout=_LOCK_TIMEOUT_S, mode=0o600)
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as error:
+            raise self._unreliable(f"is locked by another process for more than {_LOCK_TIMEOUT_S:.0f} s") from error
+        except OSError as error:
+            raise self._unreliable(f"cannot be written: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _unreliable(self, why: str) -> TrustError:
+        return TrustError(
+            f"the trusted list {self.file} {printable(why, limit_chars=500, newlines=False)}; nothing is trusted",
+            hint=f"look at {self.file}; if you cannot tell what it should hold, delete it and trust anew",
+        )
+
+    def _read(self) -> frozenset[TrustEntry]:
+        try:
+            # NOFOLLOW: a link would let its target's owner decide. NONBLOCK: a FIFO would hang.
+            descriptor = os.open(self.file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return frozenset()
+        except OSError as error:
+            raise self._unreliable(f"cannot be read: {error.strerror}") from error
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise self._unreliable("is no regular file")
+            if status.st_uid not in {os.geteuid(), 0}:
+                raise self._unreliable(f"belongs to user {status.st_uid}, expected {os.geteuid()}")
+            if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                raise self._unreliable(f"may be written by others (mode {stat.S_IMODE(status.st_mode):o})")
+            with os.fdopen(descriptor, "rb", closefd=False) as stream:
+                content = stream.read(_LIMIT_BYTES + 1)
+        finally:
+            os.close(descriptor)
+        if len(content) > _LIMIT_BYTES:
+            raise self._unreliable(f"is larger than {_LIMIT_BYTES} bytes")
+        try:
+            return _parse(json.loads(content.decode("utf-8"), object_pairs_hook=_no_repeated_keys))
+        except (ValueError, RecursionError, TrustError) as error:
+            raise self._unreliable(f"is damaged: {error}") from error
+
+    def _write(self, entries: frozenset[TrustEntry]) -> None:
+        document = {"version": _FORMAT_VERSION, "trusted": [asdict(entry) for entry in sorted(entries, key=str)]}
+        content = (json.dumps(document, indent=2) + "\n").encode()
+        if len(content) > _LIMIT_BYTES:
+            raise self._unreliable(f"would be larger than {_LIMIT_BYTES} bytes")
+        staging = self.file.with_name(f".{self.file.name}.{uuid.uuid4().hex}")
+        try:
+            descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(descriptor)
+            staging.replace(self.file)
+        except OSError as error:
+            staging.unlink(missing_ok=True)
+            raise self._unreliable(f"cannot be written: {error.strerror}") from error
+
+
+def _no_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
+def _parse(document: object) -> frozenset[TrustEntry]:
+    if not isinstance(document, dict) or set(document) != {"version", "trusted"}:
+        raise ValueError("expected an object with the keys 'version' and 'trusted'")
+    version = document["version"]
+    if type(version) is not int or version != _FORMAT_VERSION:
+        raise ValueError(f"got format version {version!r}, expected {_FORMAT_VERSION}")
+    if not isinstance(document["trusted"], list):
+        raise ValueError("expected a list under 'trusted'")
+    entries = set()
+    for number, item in enumerate(document["trusted"]):
+        if not isinstance(item, dict) or set(item) != {"host", "owner", "repo", "commit"}:
+            raise ValueError(f"expected the keys host, owner, repo and commit in entry {number}")
+        entries.add(TrustEntry(**item))
+    return frozenset(entries)

@@ -1,0 +1,444 @@
+"""Handles: objects of the caller's that stand for objects in a worker.
+
+A `RemoteModule` is a ``torch.nn.Module`` whose parameters live elsewhere; a `RemoteObject` is anything else
+that the closed set of values does not hold. What comes back from either is a plain value where it can be,
+else another handle; an object that is sent twice is the same handle twice.
+
+Refuses to: be pickled, be used after a fork, carry the caller's live objects into a worker.
+Side: caller.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+
+from isohub.errors import ProtocolError, printable
+from isohub.session.link import Ref, Remote, Stats, refuse_pickle
+
+if TYPE_CHECKING:
+    from isohub.sandbox.confine import Layers
+
+__all__ = ["RemoteModule", "RemoteObject", "make_handle"]
+
+
+class RemoteModule(torch.nn.Module):
+    """A module that lives in a worker.
+
+    Everything that is not defined here is looked up in the worker: methods, submodules, attributes. Inputs
+    are copied to the worker and outputs to the caller; outputs carry no gradient history. Parameters and
+    buffers that are read are copies; change them by `load_state_dict` or `run`.
+
+    Made by `isohub.load`, never by hand.
+    """
+
+    _isohub: Remote
+
+    def __init__(self, remote: Remote) -> None:
+        super().__init__()
+        self.__dict__["_isohub"] = remote
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the remote module, its own hooks included."""
+        return self._isohub.call("", args, kwargs)
+
+    # What it is.
+
+    @property
+    def reference(self) -> str:
+        """The reference that was loaded."""
+        return str(self._isohub.link.checkout.pin.reference)
+
+    @property
+    def commit(self) -> str:
+        """The commit whose code this is."""
+        return self._isohub.link.checkout.commit
+
+    @property
+    def confinement(self) -> Layers:
+        """The layers of confinement that the worker has, and those it has not."""
+        return self._isohub.link.worker.layers
+
+    def stats(self) -> Stats:
+        """The worker's memory in bytes (rss, pss, uss), processor time in seconds, threads and start time."""
+        return self._isohub.stats()
+
+    # Beyond a local module.
+
+    def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run ``function(module, *args, **kwargs)`` in the worker, where `module` is the live one.
+
+        Args:
+            function: Sent by cloudpickle, with the module that defines it where that is the caller's own.
+            *args: Sent with it.
+            **kwargs: Likewise.
+
+        Returns:
+            Its result: a plain value where the closed set allows it, else a handle.
+        """
+        phase = f"running {getattr(function, '__name__', 'a function')}()"
+        return self._isohub.link.ask("run", Ref(self._isohub), function, list(args), kwargs, phase=phase)
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Call the module in the background; calls that were submitted earlier come first."""
+        return self._isohub.link.submit(lambda: self(*args, **kwargs))
+
+    def torchscript(self, example_inputs: Any = None, **kwargs: Any) -> Any:
+        """The module as TorchScript, made in the worker and opened here.
+
+        Args:
+            example_inputs: A tuple of inputs to trace with; None scripts instead.
+            **kwargs: For ``torch.jit.trace`` or ``torch.jit.script``.
+
+        Raises:
+            UntrustedRepoError: The repo is not trusted; opening TorchScript can run code in this process.
+        """
+        return self._program("torchscript", "torchscript", example_inputs, kwargs, phase="making TorchScript")
+
+    def export(self, args: tuple[Any, ...], **kwargs: Any) -> Any:
+        """The module as ``torch.export.ExportedProgram``, made in the worker and opened here.
+
+        Args:
+            args: Inputs to export with.
+            **kwargs: For ``torch.export.export``.
+
+        Raises:
+            UntrustedRepoError: The repo is not trusted; opening a program can run code in this process.
+        """
+        return self._program("exported_program", "export", args, kwargs, phase="exporting")
+
+    def _program(self, form: str, op: str, *args: Any, phase: str) -> Any:
+        link = self._isohub.link
+        link.gate.check(form)
+        data = link.ask(op, Ref(self._isohub), *args, phase=phase, parcel=True, limit_bytes=_memory_limit())
+        if type(data) is not bytes:
+            raise ProtocolError(f"a {form} that is none")
+        return link.gate.open(form, data)
+
+    def close(self) -> None:
+        """Give the remote object back; the last handle to a worker ends its process."""
+        self._isohub.close()
+
+    def __enter__(self) -> RemoteModule:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # State.
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """The remote module's state, in memory that is the caller's own.
+
+        Returns:
+            OrderedDict of name to CPU tensor, aliases (tied weights) and ``_metadata`` kept. The tensors share
+            no memory with the worker: writing to them changes nothing there.
+        """
+        if args:
+            destination, prefix, keep_vars = (*args, prefix, keep_vars)[:3] if len(args) < 3 else args
+        values, metadata = self._isohub.link.ask(
+            "state_dict",
+            Ref(self._isohub),
+            {"prefix": prefix},
+            phase="reading its state",
+            parcel=True,
+            limit_bytes=_memory_limit(),
+        )
+        if not isinstance(values, dict):
+            raise ProtocolError("a state dict that is none")
+        state: Any = OrderedDict() if destination is None else destination
+        for name, value in values.items():
+            state[name] = (
+                torch.nn.Parameter(value)
+                if keep_vars and isinstance(value, torch.Tensor) and value.is_floating_point()
+                else value
+            )
+        if metadata is not None:
+            if getattr(state, "_metadata", None) is None:
+                state._metadata = OrderedDict()
+            state._metadata.update(metadata)
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load a state into the remote module; as ``torch.nn.Module.load_state_dict``, with its errors."""
+        kwargs = {"strict": strict, "assign": True} if assign else {"strict": strict}
+        result = self._isohub.link.ask(
+            "load_state_dict",
+            Ref(self._isohub),
+            dict(state_dict),
+            getattr(state_dict, "_metadata", None),
+            kwargs,
+            phase="loading a state",
+        )
+        missing, unexpected = result if isinstance(result, tuple) and len(result) == 2 else ([], [])
+        return torch.nn.modules.module._IncompatibleKeys(missing, unexpected)
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Names and copies of the remote parameters, ``requires_grad`` as it is there."""
+        for name, value, requires_grad in self._named("parameters", recurse, remove_duplicate):
+            yield _joined(prefix, name), torch.nn.Parameter(value, requires_grad=requires_grad)
+
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and copies of the remote buffers."""
+        for name, value, _ in self._named("buffers", recurse, remove_duplicate):
+            yield _joined(prefix, name), value
+
+    def _named(self, what: str, recurse: bool, remove_duplicate: bool) -> list[tuple[str, torch.Tensor, bool]]:
+        rows: Any = self._isohub.link.ask(
+            "named",
+            Ref(self._isohub),
+            what,
+            recurse,
+            remove_duplicate,
+            phase=f"reading its {what}",
+            parcel=True,
+            limit_bytes=_memory_limit(),
+        )
+        for row in rows:
+            if not (isinstance(row, tuple) and len(row) == 3 and isinstance(row[1], torch.Tensor)):
+                raise ProtocolError(f"{what} that are none")
+        return list(rows)
+
+    # Submodules.
+
+    def named_children(self) -> Iterator[tuple[str, torch.nn.Module]]:
+        """Names of and handles to the remote module's children."""
+        yield from self._modules_of("children")
+
+    def named_modules(
+        self, memo: set[torch.nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, torch.nn.Module]]:
+        """Names of and handles to the remote module and all modules within it."""
+        memo = set() if memo is None else memo
+        for name, module in self._modules_of("modules"):
+            if not remove_duplicate or module not in memo:
+                memo.add(module)
+                yield _joined(prefix, name), module
+
+    def _modules_of(self, what: str) -> list[tuple[str, torch.nn.Module]]:
+        rows: Any = self._isohub.link.ask("modules", Ref(self._isohub), what, phase=f"reading its {what}")
+        return [(name, module) for name, module in rows]
+
+    def get_submodule(self, target: str) -> torch.nn.Module:
+        """A handle to the submodule of that dotted name."""
+        found: torch.nn.Module = self._isohub.call("get_submodule", (target,), {})
+        return found
+
+    # Changes to the remote module in place. Each returns this handle, as a local module returns itself.
+
+    def _change(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        return self._isohub.call(name, args, kwargs)
+
+    def train(self, mode: bool = True) -> Any:
+        """Set the remote module's training mode."""
+        return self._change("train", mode)
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Move or convert the remote module, in its worker."""
+        return self._change("to", *args, **kwargs)
+
+    def half(self) -> Any:
+        """Convert the remote module to float16."""
+        return self._change("half")
+
+    def float(self) -> Any:
+        """Convert the remote module to float32."""
+        return self._change("float")
+
+    def double(self) -> Any:
+        """Convert the remote module to float64."""
+        return self._change("double")
+
+    def bfloat16(self) -> Any:
+        """Convert the remote module to bfloat16."""
+        return self._change("bfloat16")
+
+    def cpu(self) -> Any:
+        """Move the remote module to its worker's host memory."""
+        return self._change("cpu")
+
+    def cuda(self, device: Any = None) -> Any:
+        """Move the remote module to a GPU of its worker's."""
+        return self._change("cuda", device)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Any:
+        """Switch gradients of the remote parameters."""
+        return self._change("requires_grad_", requires_grad)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients of the remote parameters."""
+        self._change("zero_grad", set_to_none)
+
+    def apply(self, fn: Callable[[Any], Any]) -> Any:
+        """Apply a function to every remote submodule, in the worker."""
+        return self._change("apply", fn)
+
+    # Looking.
+
+    @property
+    def training(self) -> bool:
+        """The remote module's training mode."""
+        remote = self._isohub
+        return bool(remote.operate("getattr", "training"))
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        if "_isohub" in self.__dict__:  # torch.nn.Module's own __init__ sets it too
+            self._isohub.operate("setattr", "training", mode)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)  # Python's and torch's protocols: asked for often, never remote
+        return self._isohub.operate("getattr", name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__ or hasattr(type(self), name):
+            object.__setattr__(self, name, value)
+        else:
+            self._isohub.operate("setattr", name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self.__dict__:
+            object.__delattr__(self, name)
+        else:
+            self._isohub.operate("delattr", name)
+
+    def __dir__(self) -> list[str]:
+        local = [name for name in vars(RemoteModule) if not name.startswith("_")]
+        return sorted({*_names(self._isohub.operate("dir")), *local})
+
+    def __repr__(self) -> str:
+        return printable(str(self._isohub.operate("repr")))
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        refuse_pickle(self._isohub)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        refuse_pickle(self._isohub)
+
+
+class IndexableRemoteModule(RemoteModule):
+    """A remote module that can be indexed: ``nn.Sequential``, ``ModuleList``, ``ModuleDict`` and their like."""
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._isohub.operate("getitem", key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._isohub.operate("setitem", key, value)
+
+    def __len__(self) -> int:
+        return int(self._isohub.operate("len"))
+
+    def __contains__(self, item: Any) -> bool:
+        return bool(self._isohub.operate("contains", item))
+
+    def __iter__(self) -> Iterator[Any]:
+        return _iterate(self._isohub)
+
+    def __bool__(self) -> bool:
+        return bool(self._isohub.operate("bool"))
+
+
+class RemoteObject:
+    """An object that lives in a worker and is no module: a tokenizer, a decoder, a function, a generator.
+
+    Calls, attributes, items, iteration, ``len``, ``in``, ``dir`` and ``repr`` are the remote object's.
+    """
+
+    _isohub: Remote
+
+    def __init__(self, remote: Remote) -> None:
+        object.__setattr__(self, "_isohub", remote)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the remote object."""
+        remote = self._isohub
+        return remote.link.ask("call", Ref(remote), "", list(args), kwargs, phase=f"calling a {remote.class_name}")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)
+        return self._isohub.operate("getattr", name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._isohub.operate("setattr", name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._isohub.operate("delattr", name)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._isohub.operate("getitem", key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._isohub.operate("setitem", key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        self._isohub.operate("delitem", key)
+
+    def __len__(self) -> int:
+        return int(self._isohub.operate("len"))
+
+    def __contains__(self, item: Any) -> bool:
+        return bool(self._isohub.operate("contains", item))
+
+    def __iter__(self) -> Iterator[Any]:
+        return _iterate(self._isohub)
+
+    def __bool__(self) -> bool:
+        return bool(self._isohub.operate("bool"))
+
+    def __dir__(self) -> list[str]:
+        return sorted(_names(self._isohub.operate("dir")))
+
+    def __repr__(self) -> str:
+        remote = self._isohub
+        return f"<{remote.class_name} of {remote.link.worker.name}: {printable(str(remote.operate('repr')))}>"
+
+    def __str__(self) -> str:
+        return printable(str(self._isohub.operate("str")))
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        refuse_pickle(self._isohub)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        refuse_pickle(self._isohub)
+
+
+def make_handle(remote: Remote, module: bool, indexable: bool) -> RemoteModule | RemoteObject:
+    """The handle for what a worker sent."""
+    if not module:
+        return RemoteObject(remote)
+    return IndexableRemoteModule(remote) if indexable else RemoteModule(remote)
+
+
+def _iterate(remote: Remote) -> Iterator[Any]:
+    iterator = remote.operate("iter")
+    link = remote.link
+    while True:
+        more, item = link.ask("next", iterator, phase="taking the next item")
+        if not more:
+            return
+        yield item
+
+
+def _joined(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix and name else prefix or name
+
+
+def _names(claimed: Any) -> list[str]:
+    return [printable(name, newlines=False) for name in claimed if isinstance(name, str)]
+
+
+def _memory_limit() -> int:
+    """State is as large as the model; what the machine has left is the only sensible bound."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)

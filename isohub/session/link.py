@@ -1,0 +1,333 @@
+"""How a handle reaches its object: questions, references, errors, and when the object may go.
+
+Side: caller. Trust: names, texts and kinds that a worker gives are checked or escaped before they are used.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+import torch
+
+from isohub.errors import (
+    EntrypointNotFoundError,
+    IsohubError,
+    ProtocolError,
+    RemoteError,
+    SessionClosedError,
+    ValueNotTransferableError,
+    printable,
+)
+from isohub.repos.naming import near_names
+from isohub.session.arguments import pickled
+from isohub.session.supervisor import Faulted, Question, Worker
+from isohub.wire.codec import TooLargeToEncode
+
+if TYPE_CHECKING:
+    from isohub.repos.pins import Checkout
+    from isohub.session.pool import Pool
+    from isohub.wire.arena import Cargo
+
+__all__ = ["Gate", "Link", "Ref", "Remote", "Stats", "refuse_pickle", "remote_of"]
+
+_SORTS = frozenset({"module", "object", "function"})
+
+
+class Gate(Protocol):
+    """Opens programs of a worker's in this process, if the repo is trusted."""
+
+    def check(self, form: str) -> None:
+        """Raise unless it may."""
+
+    def open(self, form: str, data: bytes) -> Any:
+        """Check, and open."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What the system says of a worker's process.
+
+    Attributes:
+        pid: The process.
+        rss_bytes: Resident memory, shared pages counted whole.
+        pss_bytes: Resident memory, each shared page divided among those that share it.
+        uss_bytes: Memory that would come back if it ended.
+        cpu_user_s: Processor time in user mode.
+        cpu_system_s: Processor time in the kernel.
+        threads: Threads.
+        created: Start, in seconds since the epoch.
+    """
+
+    pid: int
+    rss_bytes: int
+    pss_bytes: int
+    uss_bytes: int
+    cpu_user_s: float
+    cpu_system_s: float
+    threads: int
+    created: float
+
+
+class Link:
+    """How handles of one load reach their worker.
+
+    Attributes:
+        worker: Where the objects live.
+        checkout: Whose code it is.
+        gate: What opens its programs here.
+        make_handle: Makes a handle of (remote, whether it is a module, whether it can be indexed).
+        timeout_s: Seconds that each question may take.
+        limit_bytes: The most tensor bytes that one answer may hold.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        pool: Pool,
+        checkout: Checkout,
+        gate: Gate,
+        make_handle: Callable[[Remote, bool, bool], Any],
+        timeout_s: float | None,
+        limit_bytes: int,
+    ) -> None:
+        self.worker = worker
+        self.pool = pool
+        self.checkout = checkout
+        self.gate = gate
+        self._make_handle = make_handle
+        self.timeout_s = timeout_s
+        self.limit_bytes = limit_bytes
+        self._pid = os.getpid()
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] | None = None
+        self._queue_lock = threading.Lock()
+
+    def ask(self, op: str, *args: Any, phase: str, parcel: bool = False, limit_bytes: int | None = None) -> Any:
+        """Ask the worker; errors of the repo's come out as `RemoteError`."""
+        if os.getpid() != self._pid:
+            raise SessionClosedError(
+                f"a handle to {self.worker.name} was used in a forked process (pid {os.getpid()}, made in {self._pid})",
+                hint="load the model in the process that uses it, or start that process by 'spawn'",
+            )
+        question = Question(
+            op,
+            args,
+            phase,
+            timeout_s=self.timeout_s,
+            limit_bytes=self.limit_bytes if limit_bytes is None else limit_bytes,
+            parcel=parcel,
+            grad=torch.is_grad_enabled(),
+            inference=torch.is_inference_mode_enabled(),
+        )
+        try:
+            return self.worker.ask(question, self._encode, self._handle)
+        except Faulted as faulted:
+            raise self._error(faulted, question) from None
+        except TooLargeToEncode:
+            raise ValueNotTransferableError(
+                "the arguments hold more values than one message takes",
+                hint="pass large data as tensors or arrays",
+                phase=phase,
+            ) from None
+
+    def submit(self, work: Callable[[], Any]) -> Future[Any]:
+        """Do this in a thread of the link's own, after what was submitted before."""
+        future: Future[Any] = Future()
+
+        def run() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except BaseException as error:  # noqa: BLE001 - the future carries it to whoever waits
+                    future.set_exception(error)
+
+        with self._queue_lock:
+            if self._queue is None:
+                self._queue = queue.SimpleQueue()
+                # A daemon, unlike an executor's threads: a call that never ends must not keep Python from ending.
+                threading.Thread(target=_work, args=(self._queue,), name="isohub-submit", daemon=True).start()
+                weakref.finalize(self, self._queue.put, None).atexit = False
+            self._queue.put(run)
+        return future
+
+    def _error(self, faulted: Faulted, question: Question) -> IsohubError:
+        fault = faulted.fault
+        name, commit, phase = self.worker.name, self.worker.commit, question.phase
+        if fault.kind == "no_entrypoint":
+            wanted = str(question.args[0])
+            known = [printable(entry, newlines=False) for entry in fault.details]
+            near = near_names(wanted, known)
+            return EntrypointNotFoundError(
+                f"{name} has no entrypoint {wanted!r}; it has {', '.join(known) or 'none'}",
+                hint=f"did you mean {' or '.join(repr(entry) for entry in near)}?"
+                if near
+                else "isohub.list(repo) shows them",
+                reference=name,
+                commit=commit,
+                entrypoint=wanted,
+                near=near,
+            )
+        fields: dict[str, Any] = {"reference": name, "commit": commit, "phase": phase}
+        if fault.kind == "too_large":
+            return RemoteError.class_for(["MemoryError"])(
+                f"{name}, {phase}: {printable(fault.message)}",
+                hint="isohub.Session(max_reply_bytes=...) raises the limit; h.run(fn) sends less",
+                **fields,
+            )
+        remote_type, message = printable(fault.type, newlines=False), printable(fault.message)
+        trace = printable(fault.traceback).rstrip()
+        return RemoteError.class_for(fault.bases)(
+            f"{remote_type}: {message}\n(raised by {name} while {phase})" + (f"\n\n{trace}" if trace else ""),
+            remote_type=remote_type,
+            remote_message=message,
+            remote_traceback=trace,
+            **fields,
+        )
+
+    def _encode(self, cargo: Cargo, value: Any) -> list[Any]:
+        """An argument outside of the closed set: a handle of this worker's, else by cloudpickle."""
+        remote = remote_of(value)
+        if remote is not None:
+            if remote.link.worker is not self.worker:
+                raise ValueNotTransferableError(
+                    f"a handle to an object of {remote.link.worker.name} was passed to {self.worker.name}; "
+                    "each lives in a process of its own",
+                    hint="pass its outputs or its state_dict() instead",
+                    where=type(value).__name__,
+                )
+            return ["r", remote.number]
+        return ["p", cargo.add_bytes(pickled(value))]
+
+    def _handle(self, claimed: list[Any]) -> Any:
+        """The handle that a reference of the worker's stands for. Trust: worker."""
+        if len(claimed) != 4:
+            raise ProtocolError("a reference that is none")
+        number, sort, class_name, indexable = claimed
+        if type(number) is not int or not 0 < number < 1 << 53 or sort not in _SORTS:
+            raise ProtocolError("a reference that is none")
+        if type(class_name) is not str or type(indexable) is not bool:
+            raise ProtocolError("a reference that is none")
+        known = self.worker.handles.get(number)
+        if known is not None:
+            remote_of(known).received[0] += 1  # type: ignore[union-attr]
+            return known
+        remote = Remote(self, number, printable(class_name[:1000], newlines=False))
+        handle = self._make_handle(remote, sort == "module", indexable)
+        remote.bind(handle)
+        return handle
+
+
+class Remote:
+    """What every handle has: a link, the object's number, and the class's name as text."""
+
+    def __init__(self, link: Link, number: int, class_name: str) -> None:
+        self.link = link
+        self.number = number
+        self.class_name = class_name
+        self.received = [1]  # how often the worker sent it: it forgets the object when all are given back
+        self._finalizer: weakref.finalize[Any, Any] | None = None
+
+    def bind(self, handle: Any) -> None:
+        """Tie the remote object's life to this handle's."""
+        worker, pool, number, received = self.link.worker, self.link.pool, self.number, self.received
+        worker.handles[number] = handle
+        pool.hold(worker)
+        # Called at any moment, in any thread: only hands over.
+        self._finalizer = weakref.finalize(handle, _let_go, pool, worker, number, received)
+        self._finalizer.atexit = False
+
+    def __reduce__(self) -> NoReturn:
+        refuse_pickle(self)
+
+    @property
+    def ref(self) -> Remote:
+        """Itself, if it may still be used."""
+        if self._finalizer is None or not self._finalizer.alive:
+            raise SessionClosedError(
+                f"this handle to {self.class_name} of {self.link.worker.name} was closed", hint="load it again"
+            )
+        return self
+
+    def close(self) -> None:
+        """Give the object back now. Waits for the worker's end if this was the last."""
+        if self._finalizer is not None and self._finalizer.detach() is not None:
+            worker = self.link.worker
+            worker.handles.pop(self.number, None)
+            worker.release(self.number, self.received[0])
+            self.link.pool.drop(worker)
+
+    def call(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Call the object, or its method of that name."""
+        return self.link.ask("call", Ref(self), name, list(args), dict(kwargs), phase=f"calling {name or 'forward'}()")
+
+    def operate(self, operation: str, *args: Any) -> Any:
+        """One of Python's own operations: ``getattr``, ``len``, ``getitem`` ..."""
+        words = f"{operation} {args[0]!r}" if args and isinstance(args[0], str) else operation
+        return self.link.ask("operate", operation, [Ref(self), *args], phase=f"doing {words}")
+
+    def stats(self) -> Stats:
+        """See `RemoteModule.stats`."""
+        import psutil
+
+        worker = self.ref.link.worker
+        try:
+            process = psutil.Process(worker.pid)
+            with process.oneshot():
+                memory, times = process.memory_full_info(), process.cpu_times()
+                return Stats(
+                    pid=worker.pid,
+                    rss_bytes=memory.rss,
+                    pss_bytes=memory.pss,
+                    uss_bytes=memory.uss,
+                    cpu_user_s=times.user,
+                    cpu_system_s=times.system,
+                    threads=process.num_threads(),
+                    created=process.create_time(),
+                )
+        except psutil.NoSuchProcess:
+            raise SessionClosedError(f"the worker of {worker.name} is gone", hint="load it again") from None
+
+
+class Ref:
+    """Stands for a live remote object among the arguments of a question."""
+
+    def __init__(self, remote: Remote) -> None:
+        self.remote = remote.ref
+
+
+def remote_of(value: Any) -> Remote | None:
+    """The `Remote` behind a handle, else None."""
+    if isinstance(value, Ref):
+        return value.remote
+    remote = getattr(value, "__dict__", {}).get("_isohub")
+    return remote.ref if isinstance(remote, Remote) else None
+
+
+def _let_go(pool: Pool, worker: Worker, number: int, received: list[int]) -> None:
+    """A handle is gone. Runs in a finalizer: no lock may be taken here."""
+
+    def later() -> None:
+        worker.release(number, received[0])
+        pool.drop(worker)
+
+    pool.background.defer(later)
+
+
+def _work(work: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    while (item := work.get()) is not None:
+        item()
+        del item
+
+
+def refuse_pickle(remote: Remote) -> NoReturn:
+    """What every handle says to ``copy`` and ``pickle``."""
+    raise TypeError(
+        f"a handle to {remote.class_name} of {remote.link.worker.name} cannot be copied or pickled: it stands for an "
+        "object in another process\nhint: send its state_dict(), or call isohub.load() in the process that needs it"
+    )

@@ -1,0 +1,81 @@
+"""What a worker may say, as closed types: the shape of every reply, checked by msgspec while it is read.
+
+A reply's ``value`` is a tree of JSON that `wire.codec.Decoder` then checks against the closed set of values.
+
+Side: caller. Trust: worker. Refuses: unknown fields, wrong types, missing fields, anything after the end.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from isohub.errors import ProtocolError
+
+__all__ = ["Answer", "Fault", "Ready", "Reply", "read_reply", "read_status"]
+
+
+class _Message(msgspec.Struct, tag_field="event", forbid_unknown_fields=True, frozen=True):
+    number: int
+
+
+class Ready(_Message, tag="ready", frozen=True):
+    """The first word of a worker: the layers of confinement that it has and has not."""
+
+    layers: tuple[list[str], list[str]]
+
+
+class Answer(_Message, tag="value", frozen=True):
+    """An answer, and the tables of what lies where in the shared memory that `via` names."""
+
+    value: Any
+    claims: tuple[list[tuple[int, int]], list[tuple[int, str, int, list[int], list[int]]]]
+    via: Literal["none", "outbox", "parcel"]
+    kept: bool
+
+
+class Fault(_Message, tag="error", frozen=True):
+    """An exception of the repo's, as text, or a refusal of the worker's own."""
+
+    kind: Literal["raised", "no_entrypoint", "too_large"]
+    details: list[str]
+    type: str
+    bases: list[str]
+    message: str
+    traceback: str
+    kept: bool
+
+
+Reply = Ready | Answer | Fault
+
+_reply_decoder: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
+
+
+class _Status(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    pid: int | None = None
+    exit: int | None = None
+    failed: str | None = None
+
+
+_status_decoder = msgspec.json.Decoder(_Status)
+
+
+def read_reply(body: bytes) -> Reply:
+    """One frame's body.
+
+    Raises:
+        ProtocolError: It is none of the three.
+    """
+    try:
+        return _reply_decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"a reply that is none: {error}") from error
+
+
+def read_status(body: bytes) -> _Status:
+    """What a zygote says of one worker. Trust: the zygote, which runs no repo's code."""
+    try:
+        return _status_decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"a status that is none: {error}") from error

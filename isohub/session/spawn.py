@@ -1,0 +1,180 @@
+"""Zygotes as the caller sees them: started once an environment, asked for workers, ended with everything in them.
+
+A zygote is started by command line, never by import or fork: it runs none of the caller's modules and holds
+none of its memory. It watches a pidfd of this process, so it ends whatever ends the caller.
+
+Side: caller. Source: pidfd_open(2), unix(7), prctl(2) PR_SET_CHILD_SUBREAPER.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import json
+import logging
+import os
+import shutil
+import site
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from isohub.errors import WorkerStartError, printable
+from isohub.sandbox.confine import PASSED_VARIABLES
+from isohub.session.background import Background, Output
+from isohub.session.supervisor import Worker
+from isohub.wire.channel import ChannelClosed
+from isohub.wire.protocol import close_descriptors
+
+__all__ = ["Zygote"]
+
+_START = Path(__file__).resolve().parent.parent / "worker" / "start.py"
+_STOP_TIMEOUT_S = 5.0
+_EXIT_NOTICE_S = 1.0
+
+
+class Zygote:
+    """One zygote process: the parent of one environment's workers.
+
+    Starting returns at once; the first worker waits for torch's import.
+    """
+
+    def __init__(self, python: str, background: Background) -> None:
+        self._background = background
+        self._directory = tempfile.mkdtemp(prefix="isohub-")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control = ours
+        output_read, output_write = os.pipe2(os.O_CLOEXEC)
+        self._output = Output(output_read, logging.getLogger("isohub.zygote"), logging.INFO)
+        try:
+            self._process = subprocess.Popen(
+                [python, "-I", str(_START), str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=output_write,
+                stderr=output_write,
+                pass_fds=[theirs.fileno()],
+                env=_worker_variables(),
+                cwd=self._directory,
+                start_new_session=True,
+            )
+        except OSError as error:
+            ours.close()
+            os.close(output_read)
+            shutil.rmtree(self._directory, ignore_errors=True)
+            raise WorkerStartError(
+                f"the interpreter {python} could not be started: {error}", phase="starting"
+            ) from error
+        finally:
+            theirs.close()
+            os.close(output_write)
+        background.watch(self._output)
+        background.start()
+        caller = os.pidfd_open(os.getpid())
+        try:
+            _send_datagram(ours, {"directory": self._directory, "site_directories": _site_directories()}, [caller])
+        except OSError as error:
+            raise self._gone() from error
+        finally:
+            os.close(caller)
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
+    def alive(self) -> bool:
+        """Whether it can still make workers."""
+        return self._process.poll() is None
+
+    def spawn(self, name: str, commit: str, variables: dict[str, str], timeout_s: float | None) -> Worker:
+        """A new worker, ready to be asked.
+
+        Args:
+            name: For log lines and messages, such as ``org/repo@1a2b3c4``.
+            commit: The whole commit.
+            variables: Added to the short list of environment variables.
+            timeout_s: Seconds until it must be ready.
+
+        Raises:
+            WorkerStartError: It could not be made.
+            WorkerTimeoutError: It was not ready in time.
+        """
+        channel, their_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        status, their_status = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        out_read, out_write = os.pipe2(os.O_CLOEXEC)
+        err_read, err_write = os.pipe2(os.O_CLOEXEC)
+        logger = logging.getLogger(f"isohub.worker.{printable(name, newlines=False)}")
+        outputs = (Output(out_read, logger, logging.INFO), Output(err_read, logger, logging.INFO))
+        try:
+            _send_datagram(
+                self._control,
+                {"variables": {**_worker_variables(), **variables}},
+                [their_channel.fileno(), their_status.fileno(), out_write, err_write],
+            )
+        except OSError as error:
+            channel.close()
+            status.close()
+            close_descriptors([out_read, err_read])
+            raise self._gone() from error
+        finally:
+            their_channel.close()
+            their_status.close()
+            close_descriptors([out_write, err_write])
+        for output in outputs:
+            self._background.watch(output)
+        worker = Worker(name, commit, channel, status, outputs, self._background)
+        try:
+            worker.greet(timeout_s)
+        except ChannelClosed as error:
+            worker.close()
+            raise self._gone() from error
+        return worker
+
+    def _gone(self) -> WorkerStartError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_EXIT_NOTICE_S)
+        self._output.drain()
+        tail = self._output.tail()
+        return WorkerStartError(
+            f"the process that makes workers ended ({_exit_words(self._process.returncode)}) before it was asked to"
+            + (f"; its last words:\n{tail}" if tail else ""),
+            hint=f"run `{sys.executable} -I -c 'import torch'`: it must work on its own",
+            phase="starting",
+            stderr_tail=tail,
+        )
+
+    def close(self) -> None:
+        """End it and every process that it is an ancestor of; does not return before they are gone."""
+        self._control.close()
+        try:
+            self._process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        shutil.rmtree(self._directory, ignore_errors=True)
+        self._background.forget(self._output)
+
+
+def _worker_variables() -> dict[str, str]:
+    """The caller's variables that every worker may see."""
+    return {name: os.environ[name] for name in PASSED_VARIABLES if name in os.environ}
+
+
+def _site_directories() -> list[str]:
+    """Package directories of the caller's that ``python -I`` leaves out: the user's own, where it is in use."""
+    return [site.getusersitepackages()] if site.ENABLE_USER_SITE and Path(site.getusersitepackages()).is_dir() else []
+
+
+def _send_datagram(end: socket.socket, message: dict[str, Any], descriptors: Sequence[int]) -> None:
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
+    end.sendmsg([json.dumps(message).encode()], [rights])
+
+
+def _exit_words(returncode: int | None) -> str:
+    if returncode is None:
+        return "still running"
+    return f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"

@@ -1,0 +1,526 @@
+"""A worker as the caller sees it: ask, wait, notice its death, kill.
+
+Rules:
+
+1. Nothing waits without a way out: every wait polls the worker's channel *and* its status socket, on which
+   the zygote tells the end of the worker, and whose own end tells the end of the zygote.
+2. A worker that breaks the protocol, passes its deadline, or is interrupted in the middle of a frame is
+   killed, by pidfd, so that no other process can be hit.
+3. A caller that is interrupted while it only waits (Ctrl-C) leaves the question open; the answer is thrown
+   away when the next question is asked.
+4. A worker that is gone stays gone: every later question gets the same error.
+
+Side: caller. Trust: what comes from a worker is hostile until `replies` and `wire` have checked it.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import enum
+import json
+import os
+import queue
+import select
+import signal
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from isohub.errors import (
+    IsohubError,
+    ProtocolError,
+    SessionClosedError,
+    WorkerDiedError,
+    WorkerStartError,
+    WorkerTimeoutError,
+    printable,
+)
+from isohub.sandbox.confine import Layers
+from isohub.session.background import Background, Output
+from isohub.session.replies import Answer, Fault, Ready, Reply, read_reply, read_status
+from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, Claims, copying, open_parcel, unload, viewing
+from isohub.wire.channel import Channel, ChannelClosed
+from isohub.wire.codec import Decoder, Encoder
+from isohub.wire.protocol import Conversation, Event, State, close_descriptors
+
+__all__ = ["Faulted", "Question", "Worker"]
+
+#: Importing torch over a slow network disk takes minutes; waiting for ever helps nobody.
+_START_TIMEOUT_S = 600.0
+# A zygote tells a worker's end within a millisecond; a worker that is gone without a word is one whose
+# zygote is gone too, or one that closed its channel and lives on.
+_EXIT_NOTICE_S = 1.0
+_SMALLEST_ARENA_BYTES = 1 << 20
+#: Answers beyond this come as parcels: no arena of the caller's is as large.
+_LARGEST_OUTBOX_BYTES = 64 << 20
+
+
+class _Stage(enum.Enum):
+    """How far the question under way has come: what an interruption would leave behind."""
+
+    IDLE = "idle"  # nothing was sent
+    SENDING = "sending"
+    WAITING = "waiting"  # all was sent, nothing has come: the answer can be thrown away later
+    READING = "reading"
+
+
+class _DeadlinePassed(Exception):  # noqa: N818 - a signal within this module
+    pass
+
+
+@dataclass
+class Question:
+    """One thing asked of a worker.
+
+    Attributes:
+        op: Name of the operation (`worker.serve.Server.do_<op>`).
+        args: Positional arguments, any values.
+        phase: What this is in words, for errors: "importing hubconf.py", "calling forward()".
+        timeout_s: Seconds it may take, None for no limit.
+        limit_bytes: The most tensor bytes that the answer may hold.
+        parcel: Whether the answer comes in memory that is then mapped, not copied.
+        grad: The caller's gradient mode.
+        inference: Whether the caller is in inference mode.
+    """
+
+    op: str
+    args: Sequence[Any]
+    phase: str
+    timeout_s: float | None = None
+    limit_bytes: int = 4 << 30
+    parcel: bool = False
+    grad: bool = True
+    inference: bool = False
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+class Worker:
+    """One worker process. Thread-safe: questions of several threads are asked in turn.
+
+    Attributes:
+        name: Such as ``org/repo@1a2b3c4``.
+        commit: The commit whose code it runs.
+        pid: Its process.
+        layers: What it is confined by.
+        started: ``time.monotonic()`` of its start.
+        handles: The caller's handles to objects in it, by number.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        commit: str,
+        channel: socket.socket,
+        status: socket.socket,
+        outputs: tuple[Output, Output],
+        background: Background,
+    ) -> None:
+        self.name = name
+        self.commit = commit
+        self.pid = 0
+        self.layers = Layers((), ())
+        self.started = time.monotonic()
+        self.handles: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self._channel = Channel(channel, self._wait)
+        self._status = status
+        self._outputs = outputs
+        self._background = background
+        self._poll = select.poll()
+        self._poll.register(status.fileno(), select.POLLIN)
+        self._pidfd = -1
+        self._lock = threading.Lock()
+        self._conversation = Conversation()
+        self._deadline: float | None = None
+        self._stage = _Stage.IDLE
+        self._closing = False
+        self._kill_lock = threading.Lock()
+        self._obituary: IsohubError | None = None
+        self._inbox: Arena | None = None
+        self._outbox: Arena | None = None
+        self._known_arenas: list[Arena] = []  # those whose descriptors the worker has
+        self._next_outbox_bytes = _SMALLEST_ARENA_BYTES
+        self._released: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
+
+    def greet(self, timeout_s: float | None) -> None:
+        """Wait until the zygote has made it and it has said that it is ready."""
+        self._deadline = time.monotonic() + (_START_TIMEOUT_S if timeout_s is None else timeout_s)
+        try:
+            self._learn_pid()
+            reply = self._hear()
+        except ChannelClosed:
+            if self._pidfd < 0:
+                raise  # there never was a process
+            raise self._died("starting") from None
+        except _DeadlinePassed:
+            raise self._timed_out("starting", timeout_s if timeout_s is not None else _START_TIMEOUT_S) from None
+        except ProtocolError as error:
+            raise self._broke_protocol(error, "starting") from error
+        except BaseException:
+            self.close()
+            raise
+        assert isinstance(reply, Ready)
+        self.layers = Layers(tuple(reply.layers[0]), tuple(reply.layers[1]))
+
+    def _learn_pid(self) -> None:
+        while not self._poll.poll(_milliseconds(self._deadline)):
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                raise _DeadlinePassed
+        data, ancillary, _, _ = self._status.recvmsg(1 << 12, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+        if not data:
+            raise ChannelClosed
+        status = read_status(data)
+        if status.failed is not None or status.pid is None:
+            self.close()
+            raise WorkerStartError(
+                f"no worker could be made for {self.name}: {status.failed}", reference=self.name, phase="starting"
+            )
+        rights = array.array("i")
+        for _, _, raw in ancillary:
+            rights.frombytes(raw)
+        self.pid = status.pid
+        self._pidfd = rights[0] if rights else os.pidfd_open(status.pid)
+        self._poll.register(self._channel.fileno(), select.POLLIN)
+
+    # Asking.
+
+    def ask(
+        self,
+        question: Question,
+        other: Callable[[Cargo, Any], Any],
+        remote: Callable[[list[Any]], Any],
+    ) -> Any:
+        """Ask, wait, and give the answer.
+
+        Args:
+            question: What to ask.
+            other: Encodes arguments outside of the closed set.
+            remote: Makes a handle from a reference in the answer.
+
+        Raises:
+            WorkerDiedError: The worker's process ended, now or before.
+            WorkerTimeoutError: The answer did not come in time; the worker was killed.
+            ProtocolError: The worker sent what the wire does not allow; it was killed.
+            RemoteError: The repo's code raised.
+            SessionClosedError: The worker was closed before.
+        """
+        with self._lock:
+            if self._obituary is not None:
+                raise _again(self._obituary)
+            self._deadline = None if question.timeout_s is None else time.monotonic() + question.timeout_s
+            self._stage = _Stage.IDLE
+            try:
+                self._settle()
+                body, arenas = self._pack(question, other)
+                self._stage = _Stage.SENDING
+                self._conversation.ask()
+                self._channel.send(body, [arena.descriptor for arena in arenas])
+                self._known_arenas = [arena for arena in (self._inbox, self._outbox) if arena is not None]
+                self._stage = _Stage.READING
+                answer = self._receive(question, remote)
+                self._stage = _Stage.IDLE
+            except ChannelClosed:
+                raise self._died(question.phase) from None
+            except _DeadlinePassed:
+                assert question.timeout_s is not None
+                raise self._timed_out(question.phase, question.timeout_s) from None
+            except ProtocolError as error:
+                raise self._broke_protocol(error, question.phase) from error
+            except BaseException as error:
+                if not isinstance(error, Exception) and self._stage in (_Stage.SENDING, _Stage.READING):
+                    self._bury(
+                        SessionClosedError(f"the worker of {self.name} was interrupted in the middle of a message")
+                    )
+                raise
+            return answer
+
+    def _settle(self) -> None:
+        """Throw away the answer to a question that its asker did not wait for."""
+        while self._conversation.state is State.BUSY:
+            self._stage = _Stage.READING
+            reply, descriptors = self._hear_frame()
+            close_descriptors(descriptors)
+            self._note_kept(reply)
+        self._stage = _Stage.IDLE
+
+    def _pack(self, question: Question, other: Callable[[Cargo, Any], Any]) -> tuple[bytes, list[Arena]]:
+        """The message, and the arenas that the worker does not have yet."""
+        cargo = Cargo()
+        encoder = Encoder(cargo, lambda value: other(cargo, value))
+        args, kwargs = encoder.encode(list(question.args)), encoder.encode(question.kwargs)
+        cargo.lay_out()
+        if cargo.size_bytes:
+            if self._inbox is None or self._inbox.size_bytes < cargo.size_bytes:
+                self._drop_inbox()
+                self._inbox = Arena.create(max(cargo.size_bytes, _SMALLEST_ARENA_BYTES))
+            cargo.write_to(self._inbox.address)
+        if self._outbox is None or self._outbox.size_bytes < self._next_outbox_bytes:
+            if self._outbox is not None:
+                self._outbox.close()
+                self._outbox = None
+            self._outbox = Arena.create(self._next_outbox_bytes)
+        arenas = {"inbox": self._inbox, "outbox": self._outbox}
+        unknown = {
+            name: arena
+            for name, arena in arenas.items()
+            if arena is not None and not any(arena is known for known in self._known_arenas)
+        }
+        released = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                released.append(self._released.get_nowait())
+        message = {
+            "number": self._conversation.number + 1,
+            "op": question.op,
+            "args": args,
+            "kwargs": kwargs,
+            "claims": cargo.claims,
+            "arenas": list(unknown),
+            "released": released,
+            "limit": question.limit_bytes,
+            "parcel": question.parcel,
+            "grad": question.grad,
+            "inference": question.inference,
+        }
+        return json.dumps(message, separators=(",", ":")).encode(), list(unknown.values())
+
+    def _receive(self, question: Question, remote: Callable[[list[Any]], Any]) -> Any:
+        reply, descriptors = self._hear_frame()
+        try:
+            self._note_kept(reply)
+            if isinstance(reply, Answer):
+                return self._decode(reply, descriptors, question, remote)
+            assert isinstance(reply, Fault)
+            if descriptors:
+                raise ProtocolError("an error with descriptors")
+            raise Faulted(reply)
+        finally:
+            close_descriptors(descriptors)
+
+    def _decode(
+        self, reply: Answer, descriptors: Sequence[int], question: Question, remote: Callable[[list[Any]], Any]
+    ) -> Any:
+        claims = Claims(*reply.claims)
+        if len(descriptors) != (reply.via == "parcel"):
+            raise ProtocolError(f"{len(descriptors)} descriptors with an answer by {reply.via}")
+        if reply.via == "parcel":
+            mapping = open_parcel(descriptors[0], question.limit_bytes)
+            size = 0 if mapping is None else len(mapping)
+            storages, tensors = unload(claims, size, viewing(mapping))
+            if not question.parcel:
+                self._next_outbox_bytes = min(max(self._next_outbox_bytes, size), _LARGEST_OUTBOX_BYTES)
+        elif reply.via == "outbox":
+            assert self._outbox is not None
+            storages, tensors = unload(claims, self._outbox.size_bytes, copying(self._outbox.address))
+        else:
+            storages, tensors = unload(claims, 0, viewing(b""))
+        return Decoder(storages, tensors, remote).decode(reply.value)
+
+    def _note_kept(self, reply: Reply) -> None:
+        """Do not write to an input that the model kept; nor hold on to more than is needed."""
+        if isinstance(reply, Ready):
+            return
+        if reply.kept or (self._inbox is not None and self._inbox.size_bytes > LARGEST_KEPT_BYTES):
+            self._drop_inbox()
+
+    def _drop_inbox(self) -> None:
+        if self._inbox is not None:
+            self._inbox.close()
+            self._inbox = None
+
+    def release(self, number: int, count: int) -> None:
+        """Let the worker forget an object, with the next question. Any thread."""
+        self._released.put((number, count))
+
+    # Hearing.
+
+    def _hear_frame(self) -> tuple[Reply, Sequence[int]]:
+        frame = self._channel.receive()
+        try:
+            reply = read_reply(frame.body)
+            event = (
+                Event.VALUE if isinstance(reply, Answer) else Event.READY if isinstance(reply, Ready) else Event.ERROR
+            )
+            self._conversation.hear(event, reply.number)
+        except BaseException:
+            close_descriptors(frame.descriptors)
+            raise
+        return reply, frame.descriptors
+
+    def _hear(self) -> Reply:
+        reply, descriptors = self._hear_frame()
+        if descriptors:
+            close_descriptors(descriptors)
+            raise ProtocolError("descriptors that were not asked for")
+        return reply
+
+    def _wait(self, event: int) -> None:
+        """Return when the channel can be used; raise when that will never be, or not in time."""
+        channel = self._channel.fileno()
+        self._poll.modify(channel, event)
+        reading = self._stage is _Stage.READING
+        if reading:
+            self._stage = _Stage.WAITING
+        ready = dict(self._poll.poll(_milliseconds(self._deadline)))
+        if reading:
+            self._stage = _Stage.READING
+        if channel in ready:
+            return  # first: a worker may answer and then die
+        if ready:
+            raise ChannelClosed
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            raise _DeadlinePassed
+
+    # Ends.
+
+    def _died(self, phase: str) -> IsohubError:
+        """The error for a worker whose channel has closed."""
+        if self._closing:
+            closed = SessionClosedError(f"the worker of {self.name} was closed while {phase}", hint="load it again")
+            self._bury(closed)
+            return closed
+        status = self._exit_status(_EXIT_NOTICE_S)
+        if status is None:
+            self.kill()
+            status = self._exit_status(_EXIT_NOTICE_S)
+            if status is not None:
+                return self._broke_protocol(ProtocolError("the channel was closed by a worker that lived on"), phase)
+        tail = self._tail()
+        signal_name, exit_code, how = _status_words(status)
+        error = WorkerDiedError(
+            f"the worker of {self.name} {how} while {phase}" + (f"; its last output:\n{tail}" if tail else ""),
+            hint="load it again for a new worker; `logging.getLogger('isohub.worker')` shows all of its output",
+            reference=self.name,
+            commit=self.commit,
+            phase=phase,
+            pid=self.pid,
+            signal_name=signal_name,
+            exit_code=exit_code,
+            stderr_tail=tail,
+        )
+        self._bury(error)
+        return error
+
+    def _timed_out(self, phase: str, timeout_s: float) -> WorkerTimeoutError:
+        self.kill()
+        self._exit_status(_EXIT_NOTICE_S)
+        tail = self._tail()
+        error = WorkerTimeoutError(
+            f"the worker of {self.name} was still {phase} after {timeout_s:g} s and was killed"
+            + (f"; its last output:\n{tail}" if tail else ""),
+            hint="give it longer with timeout_s=",
+            reference=self.name,
+            commit=self.commit,
+            phase=phase,
+            timeout_s=timeout_s,
+            stderr_tail=tail,
+        )
+        self._bury(error)
+        return error
+
+    def _broke_protocol(self, error: ProtocolError, phase: str) -> ProtocolError:
+        self.kill()
+        self._exit_status(_EXIT_NOTICE_S)
+        told = ProtocolError(
+            f"the worker of {self.name} broke the protocol while {phase} and was killed: {printable(error.message)}",
+            hint="a repo's own code cannot do this by accident: look at what it does before you load it again",
+        )
+        self._bury(told)
+        return told
+
+    def _exit_status(self, timeout_s: float) -> int | None:
+        """The wait status that the zygote tells, or None when it does not."""
+        deadline = time.monotonic() + timeout_s
+        poll = select.poll()
+        if self._status.fileno() < 0:
+            return None
+        poll.register(self._status.fileno(), select.POLLIN)
+        while True:
+            if not poll.poll(_milliseconds(deadline)):
+                return None
+            data = self._status.recv(1 << 12)
+            if not data:
+                return None
+            status = read_status(data)
+            if status.exit is not None:
+                return status.exit
+
+    def _tail(self) -> str:
+        for output in self._outputs:
+            output.drain()
+        return self._outputs[1].tail() or self._outputs[0].tail()
+
+    def kill(self) -> None:
+        """SIGKILL, if it lives."""
+        with self._kill_lock:  # the number must not become another process's between the look and the call
+            if self._pidfd >= 0:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def _bury(self, obituary: IsohubError) -> None:
+        """Let go of everything; `obituary` is what later questions get."""
+        if self._obituary is None:
+            self._obituary = obituary
+        self.kill()
+        self._channel.close()
+        self._status.close()
+        with self._kill_lock:
+            if self._pidfd >= 0:
+                os.close(self._pidfd)
+                self._pidfd = -1
+        for arena in (self._inbox, self._outbox):
+            if arena is not None:
+                arena.close()
+        self._inbox = self._outbox = None
+        for output in self._outputs:
+            self._background.forget(output)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still be asked."""
+        return self._obituary is None
+
+    def close(self) -> None:
+        """Kill it and wait until it is gone. A question that is open in another thread fails."""
+        self._closing = True
+        self.kill()
+        with self._lock:
+            if self._obituary is None:
+                self._exit_status(_EXIT_NOTICE_S)
+                self._bury(SessionClosedError(f"the worker of {self.name} was closed", hint="load it again"))
+
+
+class Faulted(Exception):  # noqa: N818 - between this module and `handles`, which says what it means
+    """The worker answered with an error."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.kind)
+        self.fault = fault
+
+
+def _milliseconds(deadline: float | None) -> float | None:
+    # Rounded up: a poll of 0 ms just before the deadline would spin.
+    return None if deadline is None else max(0.0, (deadline - time.monotonic()) * 1000 + 1)
+
+
+def _status_words(status: int | None) -> tuple[str | None, int | None, str]:
+    """Signal's name, exit code, and the clause for a message."""
+    if status is None:
+        return None, None, "is gone, and so is the process that started it"
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        name = signal.Signals(number).name if number in signal.valid_signals() and number < 32 else f"signal {number}"
+        why = " (out of memory?)" if number == signal.SIGKILL else ""
+        return name, None, f"was ended by {name} ({number}){why}"
+    code = os.WEXITSTATUS(status)
+    return None, code, f"ended itself with exit code {code}"
+
+
+def _again(obituary: IsohubError) -> IsohubError:
+    """The same error once more, as a new object: a raised exception collects tracebacks."""
+    fields = dict(obituary.fields)
+    return type(obituary)(obituary.message, hint=obituary.hint, **fields)

@@ -1,0 +1,111 @@
+"""Frames over a Unix stream socket.
+
+Side: both. The worker blocks; the caller gives a `wait` that knows deadlines and deaths.
+Source: unix(7), recvmsg(2), cmsg(3).
+"""
+
+from __future__ import annotations
+
+import array
+import select
+import socket
+from typing import Callable, List, Optional, Sequence
+
+from isohub.errors import ProtocolError
+from isohub.wire.protocol import MAX_DESCRIPTORS, Frame, FrameReader, pack
+
+__all__ = ["Channel", "ChannelClosed"]
+
+# One more than may come, so that one too many is seen and not silently cut.
+_ANCILLARY_BYTES = socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * array.array("i").itemsize)
+_READ_BYTES = 1 << 18
+# linux/socket.h. Python has the name on all systems that have the flag.
+_FLAGS = socket.MSG_CMSG_CLOEXEC
+
+
+class ChannelClosed(Exception):  # noqa: N818 - a signal between layers; each side says what it means
+    """The other side closed its end, or is gone."""
+
+
+class Channel:
+    """One end of a conversation.
+
+    Args:
+        end: A connected Unix stream socket; owned by the channel from here on.
+        wait: Called with ``select.POLLIN`` or ``POLLOUT`` when nothing can be read or written; returns when
+            it may be tried again, or raises. None makes the socket block.
+    """
+
+    def __init__(self, end: socket.socket, wait: Optional[Callable[[int], None]] = None) -> None:
+        self._end = end
+        self._wait = wait
+        self._reader = FrameReader()
+        end.setblocking(wait is None)
+
+    def fileno(self) -> int:
+        """The socket's descriptor, -1 once closed."""
+        return self._end.fileno()
+
+    def send(self, body: bytes, descriptors: Sequence[int] = ()) -> None:
+        """Send one frame. The descriptors stay the sender's.
+
+        Raises:
+            ChannelClosed: Nobody reads the other end.
+            ProtocolError: The frame is too long; nothing was sent.
+        """
+        data = memoryview(pack(body, len(descriptors)))
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        while data:
+            try:
+                sent = self._end.sendmsg([data], ancillary)
+            except BlockingIOError:
+                assert self._wait is not None
+                self._wait(select.POLLOUT)
+                continue
+            except (BrokenPipeError, ConnectionResetError) as error:
+                raise ChannelClosed from error
+            data = data[sent:]
+            ancillary = []
+
+    def receive(self) -> Frame:
+        """The next frame. Its descriptors are the receiver's.
+
+        Raises:
+            ChannelClosed: The other end closed, between frames or within one.
+            ProtocolError: What came is no frame.
+        """
+        while True:
+            frame = self._reader.next()
+            if frame is not None:
+                return frame
+            try:
+                # Never past the frame under way: what follows may belong to other descriptors.
+                size = min(self._reader.wanted(), _READ_BYTES)
+                data, ancillary, flags, _ = self._end.recvmsg(size, _ANCILLARY_BYTES, _FLAGS)
+            except BlockingIOError:
+                assert self._wait is not None
+                self._wait(select.POLLIN)
+                continue
+            except ConnectionResetError as error:
+                raise ChannelClosed from error
+            descriptors = _descriptors(ancillary)
+            self._reader.feed(data, descriptors)
+            if flags & socket.MSG_CTRUNC:
+                raise ProtocolError(f"more than {MAX_DESCRIPTORS} descriptors with one frame")
+            if not data:
+                raise ChannelClosed
+
+    def close(self) -> None:
+        """Close the socket and every descriptor that no frame took."""
+        self._reader.close()
+        self._end.close()
+
+
+def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> List[int]:
+    found: List[int] = []
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            numbers = array.array("i")
+            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+            found.extend(numbers)
+    return found

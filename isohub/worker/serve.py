@@ -1,0 +1,356 @@
+"""A worker's life: say ready, then answer one question after another until the caller is gone.
+
+Every operation is one method of `Server` named ``do_<op>``; what it returns is encoded from the closed set,
+and what the set does not hold stays here under a number and is sent as a reference.
+
+Side: worker. Trust: questions are the caller's; what they make run is the repo's.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import io
+import json
+import operator
+import os
+import sys
+import traceback
+import types
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+
+from isohub.errors import ProtocolError
+from isohub.sandbox.confine import Layers
+from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, Claims, make_parcel, unload, viewing
+from isohub.wire.channel import Channel, ChannelClosed
+from isohub.wire.codec import Decoder, Encoder, TooLargeToEncode
+from isohub.worker.hubconf import Hubconf, HubconfFailed, seed_everything
+
+__all__ = ["Server", "serve"]
+
+#: What `operate` may apply to an object: Python's own operations, by name.
+_OPERATIONS: Dict[str, Callable[..., Any]] = {
+    "len": len,
+    "bool": bool,
+    "repr": repr,
+    "str": str,
+    "dir": dir,
+    "iter": iter,
+    "getitem": operator.getitem,
+    "setitem": operator.setitem,
+    "delitem": operator.delitem,
+    "contains": operator.contains,
+    "getattr": getattr,
+    "setattr": setattr,
+    "delattr": delattr,
+    "equal": operator.eq,
+}
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_WIRE = os.path.join(os.path.dirname(_HERE), "wire")
+_MAX_TEXT_CHARS = 100_000
+
+
+class _TooLarge(Exception):  # noqa: N818 - turned into a message at once
+    pass
+
+
+def serve(end: Any, layers: Layers) -> None:
+    """Answer the caller on this socket until it closes."""
+    seed_everything(None)
+    channel = Channel(end)
+    server = Server()
+    try:
+        channel.send(_dump({"event": "ready", "number": 0, "layers": [list(layers.active), list(layers.missing)]}))
+        while True:
+            frame = channel.receive()
+            body, descriptors = server.answer(json.loads(frame.body), frame.descriptors)
+            channel.send(body, descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
+    except ChannelClosed:
+        pass
+    except ProtocolError:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+class Server:
+    """The objects that live here, and what may be done with them."""
+
+    def __init__(self) -> None:
+        self._hubconf = Hubconf()
+        self._objects: Dict[int, Tuple[Any, int]] = {}  # number: object, how often it was sent
+        self._numbers: Dict[int, int] = {}  # id: number
+        self._next = 1
+        self._inbox: Optional[Arena] = None
+        self._inbox_references = 0
+        self._outbox: Optional[Arena] = None
+
+    def answer(self, question: Dict[str, Any], descriptors: Sequence[int]) -> Tuple[bytes, List[int]]:
+        """One answer, whatever happens: a frame's body, and descriptors that the sender then closes."""
+        number = question["number"]
+        self._attach(question["arenas"], descriptors)
+        try:
+            self._release(question["released"])
+            reply, parcel = self._perform(question)
+        except BaseException as error:
+            reply, parcel = _describe(error), None
+        reply["number"] = number
+        # After the exception and everything that it held are gone.
+        reply["kept"] = self._inbox_is_held()
+        if reply["kept"] or (self._inbox is not None and self._inbox.size_bytes > LARGEST_KEPT_BYTES):
+            self._drop_inbox()
+        return _dump(reply), [] if parcel is None else [parcel]
+
+    def _attach(self, arenas: Sequence[str], descriptors: Sequence[int]) -> None:
+        for name, descriptor in zip(arenas, descriptors):
+            arena = Arena.attach(descriptor)
+            if name == "inbox":
+                self._drop_inbox()
+                self._inbox = arena
+                self._inbox_references = sys.getrefcount(arena.carrier)
+            else:
+                if self._outbox is not None:
+                    self._outbox.close()
+                self._outbox = arena
+
+    def _drop_inbox(self) -> None:
+        if self._inbox is not None:
+            self._inbox.close()  # what a model kept keeps the mapping
+            self._inbox = None
+
+    def _inbox_is_held(self) -> bool:
+        """Whether a tensor of the last question lives on: the model kept an input, or a view of one."""
+        return self._inbox is not None and sys.getrefcount(self._inbox.carrier) > self._inbox_references
+
+    def _release(self, released: Sequence[Sequence[int]]) -> None:
+        for number, count in released:
+            entry = self._objects.get(number)
+            if entry is None:
+                continue
+            held, sent = entry
+            if sent > count:
+                self._objects[number] = held, sent - count
+            else:
+                del self._objects[number]
+                self._numbers.pop(id(held), None)
+
+    def _perform(self, question: Dict[str, Any]) -> Tuple[Dict[str, Any], Optional[int]]:
+        args, kwargs = self._arguments(question)
+        with _modes(question):
+            value = getattr(self, "do_" + question["op"])(*args, **kwargs)
+        del args, kwargs
+        return self._encode(value, question["limit"], question["parcel"])
+
+    def _arguments(self, question: Dict[str, Any]) -> Tuple[List[Any], Dict[str, Any]]:
+        storages: List[Any] = []
+        tensors: List[Any] = []
+        claims = Claims(*question["claims"])
+        if claims.storages:
+            assert self._inbox is not None
+            storages, tensors = unload(claims, self._inbox.size_bytes, viewing(self._inbox.carrier))
+        decoder = Decoder(storages, tensors, self._dereference, _unpickle)
+        return decoder.decode(question["args"]), decoder.decode(question["kwargs"])
+
+    def _dereference(self, reference: List[Any]) -> Any:
+        return self._objects[reference[0]][0]
+
+    def _encode(self, value: Any, limit: int, parcel: bool) -> Tuple[Dict[str, Any], Optional[int]]:
+        cargo = Cargo()
+        try:
+            tree = Encoder(cargo, self._refer).encode(value)
+        except TooLargeToEncode:
+            cargo = Cargo()
+            tree = self._refer(value)
+        cargo.lay_out()
+        size = cargo.size_bytes
+        if size > limit:
+            raise _TooLarge(f"the answer holds {size} bytes of tensors; this session takes {limit}")
+        reply = {"event": "value", "value": tree, "claims": cargo.claims, "via": "none"}
+        if size and not parcel and self._outbox is not None and size <= self._outbox.size_bytes:
+            cargo.write_to(self._outbox.address)
+            reply["via"] = "outbox"
+        elif size:
+            reply["via"] = "parcel"
+            return reply, make_parcel(cargo)
+        return reply, None
+
+    def _refer(self, value: Any) -> List[Any]:
+        """A reference to an object that stays here: number, kind, class name, what it can do."""
+        import torch
+
+        number = self._numbers.get(id(value))
+        if number is None:
+            number = self._next
+            self._next += 1
+            self._numbers[id(value)] = number
+        self._objects[number] = value, self._objects.get(number, (None, 0))[1] + 1
+        kind = type(value)
+        if issubclass(kind, torch.nn.Module):
+            sort = "module"
+        elif issubclass(kind, (types.FunctionType, types.MethodType, types.BuiltinFunctionType)):
+            sort = "function"
+        else:
+            sort = "object"
+        name = f"{kind.__module__}.{kind.__qualname__}".encode("utf-8", "replace").decode()[:1000]
+        return ["r", number, sort, name, hasattr(kind, "__getitem__")]
+
+    # What can be asked for.
+
+    def do_open(self, path: str, dependencies: List[str]) -> List[str]:
+        return self._hubconf.open(path, dependencies)
+
+    def do_import(self, seed: Optional[int]) -> None:
+        if seed is not None:
+            seed_everything(seed)
+        self._hubconf.module()
+
+    def do_entrypoints(self) -> List[str]:
+        return self._hubconf.entrypoints()
+
+    def do_help(self, name: str) -> Optional[str]:
+        return self._hubconf.help(name)
+
+    def do_build(self, name: str, seed: Optional[int], args: List[Any], kwargs: Dict[str, Any]) -> Any:
+        entrypoint = self._hubconf.entrypoint(name)
+        if seed is not None:
+            seed_everything(seed)
+        return entrypoint(*args, **kwargs)
+
+    def do_call(self, target: Any, name: str, args: List[Any], kwargs: Dict[str, Any]) -> Any:
+        return (getattr(target, name) if name else target)(*args, **kwargs)
+
+    def do_operate(self, operation: str, args: List[Any]) -> Any:
+        return _OPERATIONS[operation](*args)
+
+    def do_next(self, target: Any) -> Tuple[bool, Any]:
+        """Whether there was another item, and the item."""
+        for item in target:
+            return True, item
+        return False, None
+
+    def do_run(self, target: Any, function: Callable[..., Any], args: List[Any], kwargs: Dict[str, Any]) -> Any:
+        return function(target, *args, **kwargs)
+
+    def do_state_dict(self, target: Any, kwargs: Dict[str, Any]) -> Tuple[Any, Any]:
+        _expect_module(target, "state_dict")
+        state = target.state_dict(**kwargs)
+        return dict(state), getattr(state, "_metadata", None)
+
+    def do_named(self, target: Any, what: str, recurse: bool, distinct: bool) -> List[Tuple[str, Any, bool]]:
+        """Parameters or buffers: name, values, requires_grad."""
+        _expect_module(target, what)
+        method = target.named_parameters if what == "parameters" else target.named_buffers
+        kwargs = {} if distinct else {"remove_duplicate": False}  # the keyword is there from torch 2.0 on
+        return [(name, item, item.requires_grad) for name, item in method(recurse=recurse, **kwargs)]
+
+    def do_load_state_dict(self, target: Any, state: Dict[str, Any], metadata: Any, kwargs: Dict[str, Any]) -> Any:
+        from collections import OrderedDict
+
+        ordered: Any = OrderedDict(state)
+        if metadata is not None:
+            ordered._metadata = OrderedDict(metadata)
+        return target.load_state_dict(ordered, **kwargs)
+
+    def do_modules(self, target: Any, what: str) -> List[Tuple[str, Any]]:
+        _expect_module(target, what)
+        return list(target.named_children() if what == "children" else target.named_modules())
+
+    def do_torchscript(self, target: Any, example_inputs: Any, kwargs: Dict[str, Any]) -> bytes:
+        import warnings
+
+        import torch
+
+        _expect_module(target, "torchscript")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # the caller says it once, in its docs
+            if example_inputs is None:
+                scripted = torch.jit.script(target, **kwargs)
+            else:
+                trace: Any = torch.jit.trace
+                scripted = trace(target, example_inputs, **kwargs)
+            buffer = io.BytesIO()
+            torch.jit.save(scripted, buffer)
+        return buffer.getvalue()
+
+    def do_export(self, target: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> bytes:
+        import torch
+
+        _expect_module(target, "exported_program")
+        buffer = io.BytesIO()
+        torch.export.save(torch.export.export(target, tuple(args), **kwargs), buffer)
+        return buffer.getvalue()
+
+
+def _expect_module(target: Any, what: str) -> None:
+    import torch
+
+    if not issubclass(type(target), torch.nn.Module):
+        raise TypeError(f"{what} needs a torch.nn.Module; the entrypoint gave {type(target).__name__}")
+
+
+@contextlib.contextmanager
+def _modes(question: Dict[str, Any]) -> Iterator[None]:
+    """The caller's gradient modes, as far as the repo has not switched gradients off itself."""
+    import torch
+
+    if question["inference"]:
+        with torch.inference_mode():
+            yield
+    elif not question["grad"]:
+        with torch.no_grad():
+            yield
+    else:
+        yield
+
+
+def _unpickle(data: bytes) -> Any:
+    # The caller's bytes: the more trusted side. Nothing unpickles in the other direction.
+    import pickle  # noqa: TID251
+
+    return pickle.loads(data)
+
+
+def _dump(message: Dict[str, Any]) -> bytes:
+    return json.dumps(message, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _text(make: Callable[[], str], instead: str) -> str:
+    """What a repo's own method says, if it says anything."""
+    try:
+        text = str.__str__(make())
+    except BaseException:
+        text = instead
+    return text.encode("utf-8", "backslashreplace").decode()[:_MAX_TEXT_CHARS]
+
+
+def _describe(error: BaseException) -> Dict[str, Any]:
+    """An exception as text, without this package's own frames."""
+    reply: Dict[str, Any] = {"event": "error", "kind": "raised", "details": [], "bases": [], "traceback": ""}
+    if isinstance(error, HubconfFailed):
+        return {**reply, "kind": error.kind, "details": error.details, "type": "", "message": ""}
+    if isinstance(error, _TooLarge):
+        return {**reply, "kind": "too_large", "type": "", "message": str(error)}
+    kind = type(error)
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith((_HERE, _WIRE)):
+        frames = frames.tb_next
+    lines = _text(
+        lambda: "".join(traceback.format_exception(kind, error, frames or error.__traceback__)),
+        "(the traceback cannot be formatted)",
+    )
+    bases = [base.__name__ for base in kind.__mro__ if getattr(builtins, base.__name__, None) is base]
+    # The stack's frames hold the question's tensors; without this an error would keep the arena.
+    with contextlib.suppress(Exception):
+        traceback.clear_frames(error.__traceback__)
+    return {
+        **reply,
+        "type": _text(
+            lambda: kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}",
+            "?",
+        ),
+        "bases": bases,
+        "message": _text(lambda: str(error), "(its message cannot be read)"),
+        "traceback": lines,
+    }

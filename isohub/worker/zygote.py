@@ -1,0 +1,275 @@
+"""A process that has imported torch and does nothing but fork.
+
+Rules:
+
+1. It is a fresh interpreter, never a fork of the caller, and knows no secret of the caller's.
+2. It has one thread, has run no parallel operator (a fork after OpenMP's first parallel region hangs) and
+   no repo's code.
+3. It ends when its caller ends, however that happens: it watches a pidfd of the caller, and the control
+   socket's end. Ending kills every descendant, orphans too: it is their subreaper (prctl(2)).
+4. A worker's end is told on the worker's own status socket, with its wait status; the socket's end says
+   that the zygote itself is gone.
+
+One datagram of the caller's asks for one worker. With it come four descriptors: the worker's channel, its
+status socket, and where its stdout and stderr go.
+
+Side: worker. Trust: what comes on the control socket is the caller's.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+import traceback
+from typing import Any, Dict, Iterator, List, NoReturn, Optional, Tuple
+
+from isohub.sandbox.confine import confine, die_with_parent
+
+__all__ = ["main"]
+
+_MESSAGE_BYTES = 1 << 17
+_PR_SET_CHILD_SUBREAPER = 36
+_LOOK_S = 0.1
+_SYS_PIDFD_OPEN = 434  # the same on every architecture since Linux 5.3
+
+
+def main(control_descriptor: int) -> NoReturn:
+    """Import torch, then fork on request until the caller is gone."""
+    control = socket.socket(fileno=control_descriptor)
+    settings, descriptors = _receive(control)
+    caller = descriptors[0]  # a pidfd
+    _extend_path(settings["site_directories"])
+    _adopt_orphans()
+    zygote = Zygote(control, caller, settings["directory"])
+    try:
+        with _watching(caller, zygote):
+            _import_ahead()
+        zygote.run()
+    except BaseException:
+        traceback.print_exc()
+        zygote.end(1)
+    zygote.end(0)
+
+
+def _extend_path(directories: List[str]) -> None:
+    import site
+
+    for directory in directories:
+        site.addsitedir(directory)
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of whatever a descendant leaves running. Not inherited by forks: prctl(2)."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+@contextlib.contextmanager
+def _watching(caller: int, zygote: Zygote) -> Iterator[None]:
+    """End if the caller ends while torch is being imported, which can take seconds."""
+
+    def look(*_: object) -> None:
+        if select.select([caller], [], [], 0)[0]:
+            zygote.end(0)
+
+    signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, _LOOK_S, _LOOK_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+def _import_ahead() -> None:
+    """Import what every worker needs, so that each fork has it."""
+    import numbers  # noqa: F401
+    import random  # noqa: F401
+
+    import torch
+
+    try:
+        import numpy  # noqa: F401
+    except ImportError:
+        pass
+    from isohub.worker import serve  # noqa: F401
+
+    # A tiny tensor each way: dispatch tables and lazy imports are filled once, and nothing runs in parallel.
+    torch.empty(0, dtype=torch.uint8).untyped_storage()
+    torch.frombuffer(bytearray(8), dtype=torch.uint8)
+    gc.collect()
+    gc.freeze()  # collections in the forks would touch, and so copy, every page of torch's modules
+
+
+class Zygote:
+    """The loop, and the table of who is alive."""
+
+    def __init__(self, control: socket.socket, caller: int, directory: str) -> None:
+        self._control = control
+        self._caller = caller
+        self._directory = directory
+        self._workers: Dict[int, Tuple[socket.socket, str]] = {}
+        self._count = 0
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+
+    def run(self) -> None:
+        """Serve until the caller is gone."""
+        poll = select.poll()
+        for descriptor in (self._control.fileno(), self._caller, self._wake_read):
+            poll.register(descriptor, select.POLLIN)
+        while True:
+            ready = {descriptor for descriptor, _ in poll.poll()}
+            if self._caller in ready:
+                return
+            if self._wake_read in ready:
+                try:
+                    os.read(self._wake_read, 4096)
+                except BlockingIOError:
+                    pass
+                self._reap()
+            if self._control.fileno() in ready:
+                try:
+                    request, descriptors = _receive(self._control)
+                except EOFError:
+                    return
+                self._fork(request, descriptors)
+
+    def _fork(self, request: Dict[str, Any], descriptors: List[int]) -> None:
+        channel, status, stdout, stderr = descriptors
+        self._count += 1
+        directory = os.path.join(self._directory, f"w{self._count}")
+        zygote = os.getpid()
+        try:
+            os.mkdir(directory, 0o700)
+            pid = os.fork()
+        except OSError as error:
+            _send(status, {"failed": f"{type(error).__name__}: {error}"})
+            for descriptor in descriptors:
+                os.close(descriptor)
+            return
+        if pid == 0:
+            _become_worker(zygote, request, directory, channel, stdout, stderr)
+        for descriptor in (channel, stdout, stderr):
+            os.close(descriptor)
+        pidfd = _pidfd_open(pid)
+        _send(status, {"pid": pid}, pidfd)
+        if pidfd is not None:
+            os.close(pidfd)
+        self._workers[pid] = socket.socket(fileno=status), directory
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                self._kill_orphans()
+                return
+            worker = self._workers.pop(pid, None)
+            if worker is not None:
+                # What the worker left running is this process's child now (subreaper).
+                self._kill_orphans()
+                end, directory = worker
+                _send(end.fileno(), {"exit": status})
+                end.close()
+                shutil.rmtree(directory, ignore_errors=True)
+
+    def _kill_orphans(self) -> None:
+        for child in _children():
+            if child not in self._workers:
+                _kill(child)
+
+    def end(self, code: int) -> NoReturn:
+        """Kill every descendant, remove every directory, and end."""
+        signal.set_wakeup_fd(-1)
+        while True:
+            for child in _children():
+                _kill(child)
+            try:
+                os.waitpid(-1, 0)
+            except ChildProcessError:
+                break
+        shutil.rmtree(self._directory, ignore_errors=True)
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _become_worker(
+    zygote: int, request: Dict[str, Any], directory: str, channel: int, stdout: int, stderr: int
+) -> NoReturn:
+    """What a fork does; it never returns to the zygote's loop."""
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        die_with_parent(zygote)
+        _adopt_orphans()  # so that what reaches the zygote is a dead worker's for certain
+        os.setsid()
+        os.dup2(stdout, 1)
+        os.dup2(stderr, 2)
+        layers = confine(directory, request["variables"], [channel])
+        from isohub.worker.serve import serve
+
+        serve(socket.socket(fileno=channel), layers)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def _receive(control: socket.socket) -> Tuple[Dict[str, Any], List[int]]:
+    numbers = array.array("i")
+    data, ancillary, _, _ = control.recvmsg(
+        _MESSAGE_BYTES, socket.CMSG_SPACE(4 * numbers.itemsize), socket.MSG_CMSG_CLOEXEC
+    )
+    if not data:
+        raise EOFError
+    for _, _, rights in ancillary:
+        numbers.frombytes(rights)
+    return json.loads(data), list(numbers)
+
+
+def _send(end: int, message: Dict[str, Any], descriptor: Optional[int] = None) -> None:
+    rights = [] if descriptor is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
+    status = socket.socket(fileno=os.dup(end))
+    try:
+        status.sendmsg([json.dumps(message).encode()], rights, socket.MSG_DONTWAIT)
+    except OSError:
+        pass  # nobody listens any more
+    finally:
+        status.close()
+
+
+def _pidfd_open(pid: int) -> Optional[int]:
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = int(libc.syscall(ctypes.c_long(_SYS_PIDFD_OPEN), ctypes.c_int(pid), ctypes.c_uint(0)))
+    return descriptor if descriptor >= 0 else None
+
+
+def _children() -> List[int]:
+    """This process's children, dead ones too."""
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children") as listing:
+            return [int(pid) for pid in listing.read().split()]
+    except OSError:
+        return []
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except OSError:
+        pass
