@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 
-from isohub.environments.dependencies import missing_error, parse_dependencies
+from isohub.environments.dependencies import missing_error, parse_dependencies, unmet
 from isohub.errors import (
     ConfinementError,
     EnvironmentBuildError,
@@ -403,14 +403,10 @@ def _open(link: Link, checkout: Checkout) -> None:
     """Everything that can be known before the repo's code runs."""
     outline = read_outline(checkout.path)
     dependencies = parse_dependencies(outline.dependencies)
-    missing: Any = link.ask(
-        "open",
-        str(checkout.path),
-        [dependency.import_name for dependency in dependencies],
-        phase="looking for its dependencies",
-    )
-    if missing:
-        lacking = [dependency for dependency in dependencies if dependency.import_name in missing]
+    names = [dependency.import_name for dependency in dependencies if dependency.import_name is not None]
+    not_found: Any = link.ask("open", str(checkout.path), names, phase="looking for its dependencies")
+    lacking = unmet(dependencies, not_found)
+    if lacking:
         raise missing_error(lacking, checkout.pin.name, checkout.commit)
 
 

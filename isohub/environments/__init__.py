@@ -1,0 +1,1 @@
+"""What a checkout runs on: which packages it declares."""

@@ -10,7 +10,6 @@ Runs in the caller. Every entry is text that the repo controls.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import shlex
 import sys
 from dataclasses import dataclass
@@ -23,10 +22,9 @@ from packaging.utils import canonicalize_name
 from isohub.errors import MissingDependenciesError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Collection, Sequence
 
-__all__ = ["Dependency", "find_missing", "missing_error", "parse_dependencies"]
+__all__ = ["Dependency", "missing_error", "parse_dependencies", "unmet"]
 
 # Import names whose distribution is called otherwise. Where pip's name differs only in `-` and `_`
 # or in case, pip finds it by itself.
@@ -142,28 +140,18 @@ def _from_import_name(text: str, name: str) -> Dependency:
     return Dependency(text, top, top if top.isascii() else None)
 
 
-def find_missing(dependencies: Sequence[Dependency], checkout: Path | None = None) -> tuple[Dependency, ...]:
-    """Those that this interpreter does not have, or has in a version that was not asked for.
-
-    Nothing is imported: only the top-level name is looked up.
+def unmet(dependencies: Sequence[Dependency], not_found: Collection[str]) -> tuple[Dependency, ...]:
+    """Those that are not there, are there in a version that was not asked for, or are no names at all.
 
     Args:
         dependencies: What `parse_dependencies` gave. Trust: repo.
-        checkout: A repo may name its own modules, as torch.hub allows; they are looked for here.
+        not_found: Import names that the worker cannot find. It looks there, since its path is not the caller's.
     """
-    return tuple(dependency for dependency in dependencies if not _is_met(dependency, checkout))
+    return tuple(dependency for dependency in dependencies if not _is_met(dependency, not_found))
 
 
-def _is_met(dependency: Dependency, checkout: Path | None) -> bool:
-    name = dependency.import_name
-    if name is None:
-        return False
-    if checkout is not None and ((checkout / f"{name}.py").is_file() or (checkout / name).is_dir()):
-        return True
-    try:
-        if name not in sys.modules and importlib.util.find_spec(name) is None:
-            return False
-    except (ImportError, ValueError):  # a finder that fails, or a module without a spec
+def _is_met(dependency: Dependency, not_found: Collection[str]) -> bool:
+    if dependency.import_name is None or dependency.import_name in not_found:
         return False
     if dependency.requirement is None:
         return True

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from isohub.errors import InvalidReferenceError, SourceUnavailableError, printable
 from isohub.repos.disk import exchange, flush_directory, flush_file_system, freeze, remove_tree
@@ -133,7 +133,7 @@ class Store:
             repo_dir = self._repo_dir(pin.reference)
             self._make_root()
             repo_dir.mkdir(parents=True, exist_ok=True)
-            with FileLock(repo_dir / ".lock"):
+            with _locked(repo_dir):
                 _sweep(repo_dir)
                 place = repo_dir / pin.commit
                 # Whoever had the lock before may have brought it.
@@ -322,6 +322,21 @@ def _put(staging: Path, place: Path) -> None:
     place.rename(trash)
     staging.rename(place)
     remove_tree(trash)
+
+
+@contextmanager
+def _locked(repo_dir: Path) -> Iterator[None]:
+    """Hold the repository's lock; the kernel gives it back whatever kills its holder."""
+    lock = FileLock(repo_dir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _log.info("waiting for another process or thread that writes to %s", repo_dir)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _sweep(repo_dir: Path) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from isohub.errors import ProtocolError, printable
+from isohub.errors import IsohubError, ProtocolError, printable
 from isohub.session.link import Ref, Remote, Stats, refuse_pickle
 
 if TYPE_CHECKING:
@@ -316,7 +316,7 @@ class RemoteModule(torch.nn.Module):
         return sorted({*_names(self._isohub.operate("dir")), *local})
 
     def __repr__(self) -> str:
-        return printable(str(self._isohub.operate("repr")))
+        return _shown(self._isohub, "repr")
 
     def __deepcopy__(self, memo: object) -> NoReturn:
         refuse_pickle(self._isohub)
@@ -400,7 +400,7 @@ class RemoteObject:
 
     def __repr__(self) -> str:
         remote = self._isohub
-        return f"<{remote.class_name} of {remote.link.worker.name}: {printable(str(remote.operate('repr')))}>"
+        return f"<{remote.class_name} of {remote.link.worker.name}: {_shown(remote, 'summary')}>"
 
     def __str__(self) -> str:
         return printable(str(self._isohub.operate("str")))
@@ -427,6 +427,14 @@ def _iterate(remote: Remote) -> Iterator[Any]:
         if not more:
             return
         yield item
+
+
+def _shown(remote: Remote, operation: str) -> str:
+    """What a remote object says of itself; something in any case, since debuggers ask for it unasked."""
+    try:
+        return printable(str(remote.operate(operation)))
+    except IsohubError as error:
+        return f"({remote.class_name}; its repr failed: {error.message.splitlines()[0]})"
 
 
 def _joined(prefix: str, name: str) -> str:

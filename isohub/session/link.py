@@ -37,6 +37,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Gate", "Link", "Ref", "Remote", "Stats", "refuse_pickle", "remote_of"]
 
+# What a worker is doing, for errors.
+_OPERATION_WORDS = {
+    "getattr": "reading its attribute",
+    "setattr": "setting its attribute",
+    "delattr": "deleting its attribute",
+    "getitem": "reading its item",
+    "setitem": "setting its item",
+    "delitem": "deleting its item",
+    "repr": "describing itself",
+    "summary": "describing itself",
+    "str": "describing itself",
+    "dir": "listing its attributes",
+    "len": "telling its length",
+    "iter": "starting an iteration",
+    "bool": "telling its truth value",
+    "contains": "looking for an item",
+}
 _SORTS = frozenset({"module", "object", "function"})
 
 
@@ -268,8 +285,9 @@ class Remote:
 
     def operate(self, operation: str, *args: Any) -> Any:
         """One of Python's own operations: ``getattr``, ``len``, ``getitem`` ..."""
-        words = f"{operation} {args[0]!r}" if args and isinstance(args[0], str) else operation
-        return self.link.ask("operate", operation, [Ref(self), *args], phase=f"doing {words}")
+        words = _OPERATION_WORDS.get(operation, f"doing {operation}")
+        name = f" {args[0]!r}" if args and isinstance(args[0], str) else ""
+        return self.link.ask("operate", operation, [Ref(self), *args], phase=words + name)
 
     def stats(self) -> Stats:
         """See `RemoteModule.stats`."""

@@ -35,6 +35,7 @@ from isohub.errors import (
     IsohubError,
     ProtocolError,
     SessionClosedError,
+    ValueNotTransferableError,
     WorkerDiedError,
     WorkerStartError,
     WorkerTimeoutError,
@@ -46,7 +47,7 @@ from isohub.session.replies import Answer, Fault, Ready, Reply, read_reply, read
 from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, Claims, copying, open_parcel, unload, viewing
 from isohub.wire.channel import Channel, ChannelClosed
 from isohub.wire.codec import Decoder, Encoder
-from isohub.wire.protocol import Conversation, Event, State, close_descriptors
+from isohub.wire.protocol import MAX_FRAME_BYTES, Conversation, Event, State, close_descriptors
 
 __all__ = ["Faulted", "Question", "Worker"]
 
@@ -286,7 +287,18 @@ class Worker:
             "grad": question.grad,
             "inference": question.inference,
         }
-        return json.dumps(message, separators=(",", ":")).encode(), list(unknown.values())
+        body = json.dumps(message, separators=(",", ":")).encode()
+        if len(body) > MAX_FRAME_BYTES:
+            for item in released:
+                self._released.put(item)
+            raise ValueNotTransferableError(
+                f"the arguments take {len(body)} bytes of text; one message takes {MAX_FRAME_BYTES}",
+                hint="pass large data as tensors, arrays or bytes",
+                reference=self.name,
+                commit=self.commit,
+                phase=question.phase,
+            )
+        return body, list(unknown.values())
 
     def _receive(self, question: Question, remote: Callable[[list[Any]], Any]) -> Any:
         reply, descriptors = self._hear_frame()

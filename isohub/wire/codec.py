@@ -40,6 +40,7 @@ TAGS: Dict[str, str] = {
     "c": "complex: real, imaginary",
     "f": "float that JSON lacks: 'nan', 'inf' or '-inf'",
     "i": "int beyond 64 bits: hexadecimal text",
+    "S": "long str: number of a storage of UTF-8",
     "u": "str with lone surrogates: hexadecimal UTF-8 (surrogatepass)",
     "b": "bytes: number of a storage",
     "B": "bytearray: number of a storage",
@@ -71,6 +72,9 @@ _MAX_NAME_CHARS = 1000
 #: An int of 65,536 hex digits is far beyond what any model returns.
 _MAX_INT_DIGITS = 65_536
 
+#: Longer strings travel as bytes: JSON would escape them, and a frame has its limit.
+_LONGEST_INLINE_CHARS = 1 << 14
+
 Other = Callable[[Any], Any]
 
 
@@ -99,7 +103,7 @@ class Encoder:
             bool: _same,
             int: _encode_int,
             float: _encode_float,
-            str: _encode_str,
+            str: self._str,
             complex: lambda value: ["c", _encode_float(value.real), _encode_float(value.imag)],
             type(Ellipsis): lambda value: ["e"],
             bytes: lambda value: ["b", cargo.add_bytes(value)],
@@ -157,8 +161,16 @@ class Encoder:
         if issubclass(kind, int):
             return _encode_int(int(value))
         if issubclass(kind, str):
-            return _encode_str(str.__str__(value))
+            return self._str(str.__str__(value))
         return self._other(value)
+
+    def _str(self, value: str) -> Any:
+        if len(value) <= _LONGEST_INLINE_CHARS:
+            return _encode_str(value)
+        try:
+            return ["S", self._cargo.add_bytes(value.encode())]
+        except UnicodeEncodeError:
+            return _encode_str(value)
 
     def _items(self, tag: str, values: Sequence[Any]) -> Any:
         return self._container(values, lambda: [tag, *map(self.encode, values)])
@@ -183,6 +195,13 @@ class Encoder:
             self._open.discard(id(value))
 
     def _tensor(self, tensor: Any) -> Any:
+        torch = self._torch
+        if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            with torch._C.DisableTorchFunctionSubclass():  # the subclass's own code has no say in its numbers
+                return self._plain_tensor(tensor)
+        return self._plain_tensor(tensor)
+
+    def _plain_tensor(self, tensor: Any) -> Any:
         torch = self._torch
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
             return self._other(tensor)
@@ -377,6 +396,7 @@ _READERS: Dict[str, Callable[[Decoder, List[Any], int], Any]] = {
     "c": Decoder._complex,
     "f": lambda self, tree, depth: _read_float(tree),
     "i": lambda self, tree, depth: _read_int(tree),
+    "S": lambda self, tree, depth: _read_utf8(self._bytes(tree)),
     "u": lambda self, tree, depth: _read_str(tree),
     "b": lambda self, tree, depth: self._bytes(tree),
     "B": lambda self, tree, depth: bytearray(self._bytes(tree)),
@@ -441,6 +461,13 @@ def _read_str(tree: List[Any]) -> str:
     try:
         return bytes.fromhex(_only(tree, str)).decode("utf-8", "surrogatepass")
     except ValueError as error:
+        raise ProtocolError("a string that is no UTF-8") from error
+
+
+def _read_utf8(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
         raise ProtocolError("a string that is no UTF-8") from error
 
 

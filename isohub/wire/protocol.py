@@ -56,8 +56,8 @@ MAX_DESCRIPTORS = 4
 #: The encoder takes about five frames of the interpreter's thousand a level; real outputs nest fewer
 #: than ten levels.
 MAX_DEPTH = 64
-#: Values in one message, counted before any is built.
-MAX_NODES = 4_000_000
+#: Values in one message, counted before any is built. Encoding takes about 2 µs a value; more belongs in arrays.
+MAX_NODES = 1_000_000
 MAX_TENSORS = 1_000_000
 #: torch's own limit (dim_bitset_size in aten/src/ATen/WrapDimUtilsMulti.h); numpy 2 has the same.
 MAX_DIMENSIONS = 64

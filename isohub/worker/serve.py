@@ -14,6 +14,7 @@ import io
 import json
 import operator
 import os
+import reprlib
 import sys
 import traceback
 import types
@@ -24,15 +25,23 @@ from isohub.sandbox.confine import Layers
 from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, Claims, make_parcel, unload, viewing
 from isohub.wire.channel import Channel, ChannelClosed
 from isohub.wire.codec import Decoder, Encoder, TooLargeToEncode
+from isohub.wire.protocol import MAX_FRAME_BYTES
 from isohub.worker.hubconf import Hubconf, HubconfFailed, seed_everything
 
 __all__ = ["Server", "serve"]
+
+# An object's repr as far as it is worth reading: containers that share their parts can take for ever to print.
+_summary = reprlib.Repr()
+_summary.maxlevel = 4
+_summary.maxlist = _summary.maxtuple = _summary.maxdict = _summary.maxset = _summary.maxfrozenset = 20
+_summary.maxstring = _summary.maxother = 2000
 
 #: What `operate` may apply to an object: Python's own operations, by name.
 _OPERATIONS: Dict[str, Callable[..., Any]] = {
     "len": len,
     "bool": bool,
     "repr": repr,
+    "summary": _summary.repr,
     "str": str,
     "dir": dir,
     "iter": iter,
@@ -101,7 +110,13 @@ class Server:
         reply["kept"] = self._inbox_is_held()
         if reply["kept"] or (self._inbox is not None and self._inbox.size_bytes > LARGEST_KEPT_BYTES):
             self._drop_inbox()
-        return _dump(reply), [] if parcel is None else [parcel]
+        body = _dump(reply)
+        if len(body) > MAX_FRAME_BYTES:
+            if parcel is not None:
+                os.close(parcel)
+            too_large = _TooLarge(f"the answer takes {len(body)} bytes of text; the wire takes {MAX_FRAME_BYTES}")
+            return _dump({**_describe(too_large), "number": number, "kept": reply["kept"]}), []
+        return body, [] if parcel is None else [parcel]
 
     def _attach(self, arenas: Sequence[str], descriptors: Sequence[int]) -> None:
         for name, descriptor in zip(arenas, descriptors):
@@ -337,7 +352,7 @@ def _describe(error: BaseException) -> Dict[str, Any]:
     while frames is not None and frames.tb_frame.f_code.co_filename.startswith((_HERE, _WIRE)):
         frames = frames.tb_next
     lines = _text(
-        lambda: "".join(traceback.format_exception(kind, error, frames or error.__traceback__)),
+        lambda: "".join(traceback.format_exception(kind, error, frames)),
         "(the traceback cannot be formatted)",
     )
     bases = [base.__name__ for base in kind.__mro__ if getattr(builtins, base.__name__, None) is base]

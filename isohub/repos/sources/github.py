@@ -214,7 +214,7 @@ def _download(client: HttpClient, url: str, into: IO[bytes], name: str, *, progr
 
 def _named(error: SourceUnavailableError, reference: Reference, what: str) -> SourceUnavailableError | RefNotFoundError:
     """The error with the repository's name, and a hint that fits its status."""
-    if error.status not in (401, 403, 404, 410, 451):
+    if error.status not in (401, 404, 410, 451):  # 403 is mostly a limit on the rate, and says so itself
         return SourceUnavailableError(
             error.message, hint=error.hint, reference=str(reference), url=error.url, status=error.status
         )

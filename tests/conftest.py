@@ -1,0 +1,66 @@
+"""What every test has: a cache of its own, the tiny repos, and one session for tests that harm no session."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import isohub
+
+HUBS = Path(__file__).parent / "hubs"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ISOHUB_HOME", str(tmp_path_factory.mktemp("isohub-home")))
+        for name in ("GITHUB_TOKEN", "GH_TOKEN", "GITHUB_SERVER_URL", "GITHUB_API_URL", "TORCH_HOME"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def hub() -> Callable[[str], str]:
+    """Path of a tiny repo by the name of its behaviour."""
+
+    def path(name: str) -> str:
+        assert (HUBS / name).is_dir(), name
+        return str(HUBS / name)
+
+    return path
+
+
+@pytest.fixture(scope="session")
+def session() -> Iterator[isohub.Session]:
+    """One session for many tests: a zygote takes a second to start."""
+    with isohub.Session(timeout_s=60) as opened:
+        yield opened
+
+
+def open_descriptors() -> int:
+    """How many descriptors this process has."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def eventually(check: Callable[[], bool], within_s: float = 10.0) -> bool:
+    """Whether this becomes true; asks again until then."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if check():
+            return True
+        time.sleep(0.005)
+    return check()
+
+
+def gone(pid: int) -> bool:
+    """Whether no process of that number lives. A zombie has ended."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

@@ -1,0 +1,1 @@
+"""Not an entrypoint: there is no hubconf."""

@@ -1,0 +1,447 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from isohub.errors import IntegrityError, InvalidReferenceError, RefNotFoundError, SourceUnavailableError
+from isohub.repos import store as store_module
+from isohub.repos.disk import remove_tree
+from isohub.repos.measure import measure
+from isohub.repos.pins import Checkout
+from isohub.repos.reference import parse
+from isohub.repos.store import Store, get_dir, set_dir
+from tests.servers.git_repo import GitRepo
+from tests.servers.github import Fault, GitHubServer
+
+ARCHIVE = "/archive/"
+PROJECT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def repo(github: GitHubServer, git_repo: Callable[..., GitRepo]) -> GitRepo:
+    made = github.add("o", "r", git_repo("r"))
+    made.commit({"hubconf.py": "one\n", "pkg/a.py": "a\n", "sub/dir/hubconf.py": "sub\n"}, "one")
+    made.tag("v1")
+    made.commit({"hubconf.py": "two\n"}, "two")
+    return made
+
+
+def load(store: Store, text: str, **options: bool) -> Checkout:
+    return store.fetch(store.resolve(parse(text)), **options)
+
+
+def leftovers(store: Store) -> list[str]:
+    return sorted(p.name for p in store.root.rglob(".*") if p.name != ".lock" and "tree" not in p.parts)
+
+
+def test_two_refs_side_by_side(github: GitHubServer, repo: GitRepo, store: Store) -> None:
+    one, two = load(store, "o/r:v1"), load(store, "o/r:main")
+    assert (one.path / "hubconf.py").read_text() == "one\n"
+    assert (two.path / "hubconf.py").read_text() == "two\n"
+    assert one.commit == repo.sha("v1")
+    assert one.path == store.root / "checkouts" / github.host.replace(":", "%3A") / "o" / "r" / one.commit / "tree"
+    assert one.tree == measure(one.path).digest != two.tree
+    assert one.pin.name == f"o/r@{one.commit[:7]}"
+    assert (one.submodules, one.lfs_pointers) == ((), ())
+
+
+def test_a_checkout_is_fetched_once_and_is_read_only(github: GitHubServer, repo: GitRepo, store: Store) -> None:
+    pin = store.resolve(parse("o/r:v1"))
+    assert store.lookup(pin) is None
+    checkout = store.fetch(pin)
+    assert store.lookup(pin) == store.fetch(pin) == checkout
+    assert github.count(ARCHIVE) == 1
+    modes = {stat.S_IMODE(p.lstat().st_mode) & 0o222 for p in [checkout.path.parent, *checkout.path.parent.rglob("*")]}
+    assert modes == {0}
+    assert stat.S_IMODE(store.root.stat().st_mode) == 0o700
+    record = json.loads((checkout.path.parent / "checkout.json").read_text())
+    assert record["format"] == 1
+    assert (record["commit"], record["ref_name"]) == (pin.commit, "refs/tags/v1")
+    assert (record["files"], record["bytes"]) == (3, 10)
+    assert leftovers(store) == []
+
+
+def test_a_stored_sha_needs_no_request(github: GitHubServer, repo: GitRepo, store: Store) -> None:
+    first = load(store, "o/r:v1")
+    github.forget()
+    again = load(store, f"o/r:{first.commit}")
+    assert again.path == first.path
+    assert load(store, f"o/r:{first.commit.upper()}").path == first.path
+    assert github.count() == 0
+    assert load(store, f"o/r:{repo.sha()}").commit == repo.sha()
+    assert github.count() == 2
+
+
+def test_an_unvalidated_commit_stays_unvalidated(github: GitHubServer, repo: GitRepo, store: Store) -> None:
+    fork = repo.orphan({"hubconf.py": "evil"}, parent=repo.sha())
+    reference = parse(f"o/r:{fork}")
+    store.fetch(store.resolve(reference, skip_validation=True))
+    assert not store.resolve(reference, skip_validation=True).validated
+    with pytest.raises(RefNotFoundError):
+        store.resolve(reference)
+    repo.ref("refs/heads/merged", fork)
+    checkout = store.fetch(store.resolve(reference))
+    assert (checkout.path / "hubconf.py").read_text() == "evil"
+    github.forget()
+    assert store.resolve(reference).validated
+    assert github.count() == 0
+    assert stat.S_IMODE(checkout.path.parent.stat().st_mode) == 0o555
+
+
+def test_names_that_look_alike_do_not_meet(
+    github: GitHubServer, git_repo: Callable[..., GitRepo], store: Store
+) -> None:
+    names = ["a_b/c", "a/b_c", "A/b_c", "a/.b", "a/b", "a/B"]
+    for number, name in enumerate(names):
+        made = github.add(*name.split("/"), git_repo(f"n{number}"))
+        made.commit({"hubconf.py": name})
+    for name in names:
+        assert (load(store, name).path / "hubconf.py").read_text() == name
+    assert len({store.weights_dir(store.resolve(parse(name))) for name in names}) == len(names)
+
+
+def test_weights_have_a_directory_for_each_repo(github: GitHubServer, repo: GitRepo, store: Store) -> None:
+    place = store.weights_dir(store.resolve(parse("o/r:v1")))
+    assert place == store.weights_dir(store.resolve(parse("o/r")))
+    assert place == store.root / "weights" / github.host.replace(":", "%3A") / "o" / "r"
+    assert place.is_dir()
+    assert stat.S_IMODE(store.root.stat().st_mode) == 0o700
+
+
+def test_subdirectories(github: GitHubServer, repo: GitRepo, store: Store) -> None:
+    checkout = load(store, "o/r:v1#subdirectory=sub/dir")
+    assert (checkout.path / "hubconf.py").read_text() == "sub\n"
+    with pytest.raises(InvalidReferenceError) as caught:
+        load(store, "o/r:v1#subdirectory=sub/dri")
+    assert "sub/dir" in (caught.value.hint or "")
+    assert github.count(ARCHIVE) == 1
+
+
+def test_what_an_archive_leaves_out_is_named(
+    github: GitHubServer, git_repo: Callable[..., GitRepo], store: Store
+) -> None:
+    made = github.add("o", "parts", git_repo("parts"))
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    made.commit({"hubconf.py": "", **{f"w{n:03}.bin": pointer for n in range(120)}})
+    made.git("update-index", "--add", "--cacheinfo", f"160000,{made.sha()},third/party")
+    made.git("commit", "--quiet", "-m", "submodule")
+    for checkout in (load(store, "o/parts"), load(store, f"{made.path}:main")):
+        assert checkout.submodules == ("third/party",)
+        assert len(checkout.lfs_pointers) == 100
+
+
+def test_archives_and_git_give_the_same_tree(github: GitHubServer, repo: GitRepo, store: Store, tmp_path: Path) -> None:
+    archive = load(store, "o/r:v1")
+    clone = load(store, f"{repo.path}:v1")
+    fetched = load(Store(tmp_path / "other"), f"git+{github.url}/o/r@v1")
+    assert archive.tree == clone.tree == fetched.tree
+    assert archive.commit == clone.commit == fetched.commit
+    assert clone.pin.name == f"r@{clone.commit[:7]}"
+
+
+def test_a_plain_directory_is_not_copied(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "hubconf.py").write_text("1")
+    pin = store.resolve(parse(tmp_path / "plain"))
+    checkout = store.fetch(pin)
+    assert checkout.path == tmp_path / "plain"
+    assert store.lookup(pin) == checkout
+    assert not (store.root / "checkouts").exists()
+
+
+def test_forced_fetch_of_the_same_bytes_keeps_the_directory(github: GitHubServer, repo: GitRepo, store: Store) -> None:
+    first = load(store, "o/r:v1")
+    inode = first.path.stat().st_ino
+    again = store.fetch(store.resolve(parse("o/r:v1"), force_reload=True), force_reload=True)
+    assert again.path.stat().st_ino == inode
+    assert github.count(ARCHIVE) == 2
+    assert leftovers(store) == []
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_forced_fetch_of_other_bytes_replaces_them(
+    github: GitHubServer,
+    repo: GitRepo,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    can_exchange: bool,
+) -> None:
+    if not can_exchange:
+        monkeypatch.setattr(store_module, "exchange", lambda *_: False)
+    first = load(store, "o/r:v1")
+    other = repo.git("archive", "--format=zip", "--prefix=top/", "--output=../other.zip", repo.sha("main"))
+    assert other == ""
+    body = (repo.path.parent / "other.zip").read_bytes()
+    github.fail(ARCHIVE, Fault(body=body, comment=first.commit.encode()))
+    held = (first.path / "hubconf.py").open()
+    with held, caplog.at_level(logging.WARNING, "isohub.repos"), pytest.raises(IntegrityError):
+        # Its comment names another commit, and what is here stays.
+        store.fetch(first.pin, force_reload=True)
+    assert (first.path / "hubconf.py").read_text() == "one\n"
+    import io
+    import zipfile
+
+    buffer = io.BytesIO(body)
+    with zipfile.ZipFile(buffer, "a") as opened:
+        opened.comment = b""
+    github.behave()
+    github.fail(ARCHIVE, Fault(body=buffer.getvalue()))
+    with (first.path / "hubconf.py").open() as held, caplog.at_level(logging.WARNING, "isohub.repos"):
+        second = store.fetch(first.pin, force_reload=True)
+        assert held.read() == "one\n"
+    assert (second.path / "hubconf.py").read_text() == "two\n"
+    assert second.path == first.path
+    assert "other bytes" in caplog.text
+    assert leftovers(store) == []
+
+
+def test_a_failed_fetch_leaves_nothing(github: GitHubServer, repo: GitRepo, store: Store) -> None:
+    pin = store.resolve(parse("o/r:v1"))
+    for fault in (Fault(body=b"nonsense"), Fault(status=500), Fault(truncate=50)):
+        github.behave()
+        github.fail(ARCHIVE, fault)
+        with pytest.raises((IntegrityError, SourceUnavailableError)):
+            store.fetch(pin)
+        assert store.lookup(pin) is None
+        assert leftovers(store) == []
+    github.behave()
+    assert store.fetch(pin).commit == pin.commit
+
+
+@pytest.mark.parametrize("damage", ["empty", "garbage", "other", "missing", "future"])
+def test_a_checkout_without_its_record_is_none(github: GitHubServer, repo: GitRepo, store: Store, damage: str) -> None:
+    pin = store.resolve(parse("o/r:v1"))
+    place = store.fetch(pin).path.parent
+    place.chmod(0o755)
+    record = place / "checkout.json"
+    text = record.read_text()
+    record.unlink()
+    content = {
+        "empty": "",
+        "garbage": "\x00\xff",
+        "other": text.replace(pin.commit, "0" * 40),
+        "future": text.replace('"format": 1', '"format": 2'),
+    }
+    if damage in content:
+        record.write_text(content[damage], encoding="latin-1")
+    assert store.lookup(pin) is None
+    assert (store.fetch(pin).path / "hubconf.py").read_text() == "one\n"
+    assert store.lookup(pin) is not None
+    assert github.count(ARCHIVE) == 2
+
+
+def test_what_dead_writers_left_is_removed_or_mended(github: GitHubServer, repo: GitRepo, store: Store) -> None:
+    pin = store.resolve(parse("o/r:v1"))
+    place = store.fetch(pin).path.parent
+    half = place.parent / ".staging-dead"
+    (half / "tree").mkdir(parents=True)
+    (half / "tree" / "hubconf.py").write_text("half")
+    (half / "tree").chmod(0o555)
+    place.rename(place.parent / f".trash-{pin.commit}-dead")
+    assert store.lookup(pin) is None
+    load(store, "o/r:main")
+    assert leftovers(store) == []
+    assert store.lookup(pin) is not None
+    assert github.count(ARCHIVE) == 2
+
+
+@pytest.mark.parametrize("obstacle", ["file", "below a file"])
+def test_a_store_that_cannot_be(github: GitHubServer, repo: GitRepo, tmp_path: Path, obstacle: str) -> None:
+    (tmp_path / "file").write_text("x")
+    store = Store(tmp_path / "file" if obstacle == "file" else tmp_path / "file" / "below")
+    pin = store.resolve(parse("o/r:v1"))
+    for act in (lambda: store.fetch(pin), lambda: store.weights_dir(pin)):
+        with pytest.raises(SourceUnavailableError) as caught:
+            act()
+        assert str(store.root) in caught.value.message
+        assert "ISOHUB_HOME" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError(30, "Read-only file system")])
+def test_a_full_or_read_only_disk(
+    github: GitHubServer, repo: GitRepo, store: Store, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    pin = store.resolve(parse("o/r:v1"))
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("isohub.repos.tree.os.fchmod", refuse)
+        with pytest.raises(SourceUnavailableError, match=str(error.strerror)) as caught:
+            store.fetch(pin)
+        assert "ISOHUB_HOME" in (caught.value.hint or "")
+    assert leftovers(store) == []
+    assert store.fetch(pin).commit == pin.commit
+
+
+def test_where_the_store_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for variable in ("ISOHUB_HOME", "TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    assert get_dir() == tmp_path / "ISOHUB_HOME"
+    monkeypatch.setenv("ISOHUB_HOME", "")
+    assert get_dir() == tmp_path / "TORCH_HOME" / "isohub"
+    monkeypatch.delenv("TORCH_HOME")
+    assert get_dir() == tmp_path / "XDG_CACHE_HOME" / "isohub"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert get_dir() == tmp_path / "home" / ".cache" / "isohub"
+    monkeypatch.setenv("ISOHUB_HOME", "~/x")
+    assert get_dir() == tmp_path / "home" / "x"
+    set_dir("~/chosen")
+    try:
+        assert get_dir() == tmp_path / "home" / "chosen"
+    finally:
+        set_dir(None)
+    assert get_dir() == tmp_path / "home" / "x"
+
+
+FETCH = """
+import sys
+from pathlib import Path
+from isohub.repos.reference import parse
+from isohub.repos.store import Store
+store = Store(Path(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+checkout = store.fetch(store.resolve(parse(sys.argv[2])))
+print((checkout.path / "hubconf.py").read_text(), end="")
+"""
+
+# One import, then a fork for each line; a fork fetches and exits.
+FORKS = """
+import os, sys
+from pathlib import Path
+from isohub.repos.reference import parse
+from isohub.repos.sources import github
+from isohub.repos.store import Store
+print("ready", flush=True)
+for line in sys.stdin:
+    pid = os.fork()
+    if pid == 0:
+        store = Store(Path(sys.argv[1]))
+        pin = store.resolve(parse(sys.argv[2]))
+        store.fetch(pin, force_reload=line.strip() == "force")
+        os._exit(0)
+    print(pid, flush=True)
+    print(os.waitpid(pid, 0)[1], flush=True)
+"""
+
+
+def python(code: str, github: GitHubServer, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        cwd=PROJECT,
+        env={**os.environ, **github.environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_sixteen_processes_make_one_download(github: GitHubServer, repo: GitRepo, store: Store) -> None:
+    processes = [python(FETCH, github, str(store.root), "o/r:v1") for _ in range(16)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert outputs == ["one\n"] * 16
+    assert [process.returncode for process in processes] == [0] * 16
+    assert github.count(ARCHIVE) == 1
+    assert leftovers(store) == []
+
+
+def test_threads_make_one_download(github: GitHubServer, repo: GitRepo, store: Store) -> None:
+    pin = store.resolve(parse("o/r:v1"))
+    found: list[Checkout] = []
+    threads = [threading.Thread(target=lambda: found.append(Store(store.root).fetch(pin))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert len(set(found)) == 1
+    assert github.count(ARCHIVE) == 1
+
+
+def whole(checkout: Checkout) -> bool:
+    return measure(checkout.path).digest == checkout.tree
+
+
+def test_killed_writers_leave_no_half_checkout(
+    github: GitHubServer, git_repo: Callable[..., GitRepo], store: Store
+) -> None:
+    made = github.add("o", "many", git_repo("many"))
+    made.commit({f"pkg{n % 20}/m{n}.py": f"x = {n}\n" * 20 for n in range(400)} | {"hubconf.py": "1"})
+    pin = store.resolve(parse("o/many"))
+    expected = store.fetch(pin).tree
+    choose = random.Random(7)
+    outcomes = {"killed": 0, "done": 0}
+    process = python(FORKS, github, str(store.root), "o/many")
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+
+    def attempt(kind: str, delay_s: float) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(f"{kind}\n")
+        process.stdin.flush()
+        pid = int(process.stdout.readline())
+        # The moment is what is random here; nothing is waited for.
+        killer = threading.Timer(delay_s, os.kill, (pid, signal.SIGKILL))
+        killer.start()
+        status = int(process.stdout.readline())
+        killer.cancel()
+        killer.join()
+        outcomes["killed" if os.WIFSIGNALED(status) else "done"] += 1
+
+    for number in range(24):
+        if number % 2 == 0 and (found := store.lookup(pin)) is not None:
+            remove_tree(found.path.parent)
+            attempt("new", choose.uniform(0.0, 0.25))
+        else:
+            attempt("force", choose.uniform(0.0, 0.25))
+        seen = store.lookup(pin)
+        assert seen is None or (seen.tree == expected and whole(seen))
+    assert outcomes["killed"] > 0
+    process.stdin.close()
+    process.stdout.close()
+    assert process.wait(timeout=30) == 0
+    assert whole(store.fetch(pin))
+    assert store.fetch(pin).tree == expected
+    load(store, "o/many")
+    with_lock = store.fetch(pin, force_reload=True)
+    assert whole(with_lock)
+    assert leftovers(store) == []
+
+
+def test_a_writer_killed_in_the_middle_of_a_download(github: GitHubServer, repo: GitRepo, store: Store) -> None:
+    fault = github.fail(ARCHIVE, Fault(stall=threading.Event()), times=1)
+    process = python(FETCH, github, str(store.root), "o/r:v1")
+    process.stdin.write("\n")  # type: ignore[union-attr]
+    process.stdin.flush()  # type: ignore[union-attr]
+    assert fault.stalled.wait(60)
+    assert [name.partition("-")[0] for name in leftovers(store)] == [".staging"]
+    pin = store.resolve(parse("o/r:v1"))
+    assert store.lookup(pin) is None
+    process.kill()
+    process.communicate()
+    assert whole(store.fetch(pin))
+    assert leftovers(store) == []

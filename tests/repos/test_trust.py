@@ -1,0 +1,240 @@
+"""isohub.repos.trust: exact comparison, reading that fails closed, writing that cannot be torn."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isohub.errors import TrustError
+from isohub.repos.trust import Trust, TrustEntry
+
+HOST = "github.com"
+C1, C2 = "1" * 40, "2" * 40
+
+
+@pytest.fixture
+def trust(tmp_path):
+    return Trust(tmp_path / "home")
+
+
+def test_nothing_is_trusted_at_first(trust):
+    assert trust.entries() == ()
+    assert not trust.allows(HOST, "pytorch", "vision", C1)  # torch.hub trusts this owner by name
+    assert not trust.file.exists()
+
+
+def test_a_whole_repo(trust):
+    assert trust.add(HOST, "a", "b_c")
+    assert not trust.add(HOST, "a", "b_c")
+    assert trust.allows(HOST, "a", "b_c", C1)
+    assert trust.allows(HOST, "a", "b_c", None)
+    assert trust.entries() == (TrustEntry(HOST, "a", "b_c"),)
+
+
+@pytest.mark.parametrize(
+    ("host", "owner", "repo"),
+    [
+        (HOST, "a_b", "c"),  # torch.hub: both are "a_b_c"
+        (HOST, "a", "b-c"),
+        (HOST, "a", "b_c "),
+        (HOST, "A", "b_c"),
+        (HOST, "a/b_c", ""),
+        (HOST, "", "a/b_c"),
+        ("github.com.evil.example", "a", "b_c"),
+        ("GitHub.com", "a", "b_c"),
+        ("", "a", "b_c"),
+    ],
+)
+def test_nothing_but_the_very_repo(trust, host, owner, repo):
+    trust.add(HOST, "a", "b_c")
+    assert not trust.allows(host, owner, repo, C1)
+    assert not trust.allows(host, owner, repo, None)
+
+
+def test_slashes_do_not_move_between_the_parts(trust):
+    trust.add(HOST, "group/sub", "repo")
+    assert trust.allows(HOST, "group/sub", "repo", C1)
+    assert not trust.allows(HOST, "group", "sub/repo", C1)
+
+
+def test_one_commit(trust):
+    trust.add(HOST, "a", "b", C1)
+    assert trust.allows(HOST, "a", "b", C1)
+    assert not trust.allows(HOST, "a", "b", C2)
+    assert not trust.allows(HOST, "a", "b", C1[:7])
+    assert not trust.allows(HOST, "a", "b", "")
+    assert not trust.allows(HOST, "a", "b", None)
+
+
+def test_removing_a_repo_removes_all_of_it(trust):
+    trust.add(HOST, "a", "b")
+    trust.add(HOST, "a", "b", C1)
+    trust.add(HOST, "a", "other")
+    with pytest.raises(TrustError, match="as a whole"):
+        trust.remove(HOST, "a", "b", C1)
+    assert trust.remove(HOST, "a", "b")
+    assert not trust.allows(HOST, "a", "b", C1)
+    assert trust.allows(HOST, "a", "other", C1)
+    assert not trust.remove(HOST, "a", "b")
+
+
+def test_removing_one_commit(trust):
+    trust.add(HOST, "a", "b", C1)
+    trust.add(HOST, "a", "b", C2)
+    assert trust.remove(HOST, "a", "b", C1)
+    assert not trust.allows(HOST, "a", "b", C1)
+    assert trust.allows(HOST, "a", "b", C2)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("", "a", "b"), (HOST, "", "b"), (HOST, "a", ""), (HOST, "a", " b"), (HOST, "a\n", "b"),
+        (HOST, "a", "b\u202e"), (HOST, "a", None), (HOST, "a", "b", C1[:7]), (HOST, "a", "b", ""),
+        (HOST, "a", "b", "A" * 40), (HOST, "a", "b", C1 + "\n"), (HOST, "a", "b", 3),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trusted(trust, parts):
+    with pytest.raises(TrustError, match="cannot trust"):
+        trust.add(*parts)
+    assert trust.entries() == ()
+
+
+def test_the_file_is_for_its_user_alone(trust):
+    old = os.umask(0)
+    try:
+        trust.add(HOST, "a", "b")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(trust.file.stat().st_mode) == 0o600
+    assert json.loads(trust.file.read_text())["version"] == 1
+    assert sorted(path.name for path in trust.file.parent.iterdir() if not path.name.endswith(".lock")) == [
+        "trust.json"
+    ]
+
+
+ENTRY = {"host": HOST, "owner": "a", "repo": "b", "commit": None}
+GOOD = {"version": 1, "trusted": [ENTRY]}
+
+
+def write(trust, content):
+    trust.file.parent.mkdir(exist_ok=True)
+    trust.file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    trust.file.chmod(0o600)
+
+
+def test_a_file_written_by_hand_is_read(trust):
+    # The positive control of the damaged ones below.
+    write(trust, GOOD)
+    assert trust.allows(HOST, "a", "b", C1)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b"[" * 100_000,
+        b" " * (1 << 20) + b"{}",
+        b'{"version": 1, "version": 1, "trusted": []}',
+        [],
+        {},
+        {"trusted": []},
+        {"version": 1},
+        {**GOOD, "version": 2},
+        {**GOOD, "version": True},
+        {**GOOD, "version": 1.0},
+        {**GOOD, "version": "1"},
+        {**GOOD, "more": 1},
+        {**GOOD, "trusted": {}},
+        {**GOOD, "trusted": ["a/b"]},
+        {**GOOD, "trusted": [{"host": HOST, "owner": "a", "repo": "b"}]},
+        {**GOOD, "trusted": [{**ENTRY, "also": 1}]},
+        {**GOOD, "trusted": [{**ENTRY, "owner": 3}]},
+        {**GOOD, "trusted": [{**ENTRY, "owner": ["a"]}]},
+        {**GOOD, "trusted": [{**ENTRY, "repo": ""}]},
+        {**GOOD, "trusted": [{**ENTRY, "commit": False}]},
+        {**GOOD, "trusted": [{**ENTRY, "commit": ""}]},
+        {**GOOD, "trusted": [ENTRY, {**ENTRY, "commit": "short"}]},
+    ],
+    ids=lambda content: repr(content)[:60],
+)
+def test_a_damaged_file_is_an_error_for_every_question(trust, content):
+    write(trust, content)
+    before = trust.file.read_bytes()
+    for ask in (
+        trust.entries,
+        lambda: trust.allows(HOST, "a", "b", C1),
+        lambda: trust.add(HOST, "c", "d"),
+        lambda: trust.remove(HOST, "a", "b"),
+    ):
+        with pytest.raises(TrustError, match=r"trust\.json"):
+            ask()
+    assert trust.file.read_bytes() == before
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_a_file_that_others_may_write_is_an_error(trust, mode):
+    write(trust, GOOD)
+    trust.file.chmod(mode)
+    with pytest.raises(TrustError, match=r"written by others.*"):
+        trust.allows(HOST, "a", "b", C1)
+
+
+def test_a_file_of_another_user_is_an_error(trust):
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    write(trust, GOOD)
+    os.chown(trust.file, 12345, -1)
+    with pytest.raises(TrustError, match="belongs to user 12345"):
+        trust.allows(HOST, "a", "b", C1)
+
+
+def test_links_fifos_and_directories_are_errors(trust, tmp_path):
+    write(trust, GOOD)
+    trust.file.rename(tmp_path / "elsewhere.json")
+    trust.file.symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(TrustError, match=r"trust\.json"):
+        trust.entries()
+    trust.file.unlink()
+    os.mkfifo(trust.file, 0o600)
+    with pytest.raises(TrustError, match="regular file"):
+        trust.entries()
+    trust.file.unlink()
+    trust.file.mkdir()
+    with pytest.raises(TrustError, match=r"trust\.json"):
+        trust.entries()
+
+
+_PART = st.text(st.characters(categories=["L", "N", "P"]), min_size=1, max_size=4)
+_REPO = st.tuples(_PART, _PART, _PART)
+
+
+@given(st.sets(_REPO, max_size=4), _REPO)
+def test_allows_exactly_what_was_added(tmp_path_factory, added, asked):
+    directory = tmp_path_factory.mktemp("trust")
+    trust = Trust(directory)
+    for parts in added:
+        trust.add(*parts)
+    assert trust.allows(*asked, C1) is (asked in added)
+    assert {(entry.host, entry.owner, entry.repo) for entry in Trust(directory).entries()} == added
+
+
+def test_writers_in_many_processes_lose_nothing(trust):
+    code = (
+        "import sys; from pathlib import Path; from isohub.repos.trust import Trust\n"
+        "for i in range(5): Trust(Path(sys.argv[1])).add('h', sys.argv[2], f'r{i}')"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(trust.file.parent), f"owner{number}"]) for number in range(6)
+    ]
+    assert [process.wait(60) for process in processes] == [0] * 6
+    assert len(trust.entries()) == 30
