@@ -339,7 +339,7 @@ def test_a_reply_of_ten_gigabytes(session, hub):
     assert isinstance(caught.value, MemoryError)
     view = session.load(hub("huge_reply"), "expanded")(10)
     assert view.untyped_storage().nbytes() < 1 << 12
-    assert len(session.load(hub("huge_reply"), "text")) > 1 << 20
+    assert len(session.load(hub("huge_reply"), "text", 100)) == 100 << 20
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1, float("nan")])
@@ -375,10 +375,10 @@ def test_malformed_references(session, text):
 
 
 def test_a_state_dict_alone(session, hub):
-    before = len(session.workers())
+    before = session.workers()
     state = session.load(hub("good"), "tied_weights", returns="state_dict", seed=1)
     assert state["embedding.weight"].data_ptr() == state["output.weight"].data_ptr()
-    assert len(session.workers()) == before
+    assert set(session.workers()) <= set(before)
     state["embedding.weight"].zero_()  # the caller's own memory
     assert not state["output.weight"].any()
 

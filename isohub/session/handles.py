@@ -191,6 +191,28 @@ class RemoteModule(torch.nn.Module):
         for name, value, _ in self._named("buffers", recurse, remove_duplicate):
             yield _joined(prefix, name), value
 
+    # Where torch.nn.Module keeps its own; a local module that holds this one looks here.
+
+    @property
+    def _parameters(self) -> dict[str, Any]:  # type: ignore[override]
+        return dict(self.named_parameters(recurse=False))
+
+    @_parameters.setter
+    def _parameters(self, own: object) -> None:
+        """torch.nn.Module's own __init__ sets an empty one."""
+
+    @property
+    def _buffers(self) -> dict[str, Any]:  # type: ignore[override]
+        return dict(self.named_buffers(recurse=False))
+
+    @_buffers.setter
+    def _buffers(self, own: object) -> None:
+        """As for `_parameters`."""
+
+    def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Any:
+        """What ``to``, ``half`` and their like of a local module that holds this one come to."""
+        return self._change("_apply", fn, recurse)
+
     def _named(self, what: str, recurse: bool, remove_duplicate: bool) -> list[tuple[str, torch.Tensor, bool]]:
         rows: Any = self._isohub.link.ask(
             "named",

@@ -476,7 +476,8 @@ class Worker:
     def _bury(self, obituary: IsohubError) -> None:
         """Let go of everything; `obituary` is what later questions get."""
         if self._obituary is None:
-            self._obituary = obituary
+            # A copy: the one that is raised collects frames, and those hold the handles whose end ends this worker.
+            self._obituary = _again(obituary)
         self.kill()
         self._channel.close()
         self._status.close()

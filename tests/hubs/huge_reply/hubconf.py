@@ -18,8 +18,8 @@ def expanded():
 
 class Real(torch.nn.Module):
     def forward(self, gib=3):
-        """`gib` GiB of real memory."""
-        return torch.zeros(gib * 2**30 // 4)
+        """`gib` GiB of address space, which sending would turn into memory."""
+        return torch.empty(gib * 2**30 // 4)
 
 
 def model():
