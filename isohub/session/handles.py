@@ -148,7 +148,7 @@ class RemoteModule(torch.nn.Module):
             parcel=True,
             limit_bytes=_memory_limit(),
         )
-        if not isinstance(values, dict):
+        if not isinstance(values, dict) or not isinstance(metadata, (dict, type(None))):
             raise ProtocolError("a state dict that is none")
         state: Any = OrderedDict() if destination is None else destination
         for name, value in values.items():
@@ -224,6 +224,8 @@ class RemoteModule(torch.nn.Module):
             parcel=True,
             limit_bytes=_memory_limit(),
         )
+        if not isinstance(rows, list):
+            raise ProtocolError(f"{what} that are none")
         for row in rows:
             if not (isinstance(row, tuple) and len(row) == 3 and isinstance(row[1], torch.Tensor)):
                 raise ProtocolError(f"{what} that are none")

@@ -226,7 +226,7 @@ class Link:
         if len(claimed) != 4:
             raise ProtocolError("a reference that is none")
         number, sort, class_name, indexable = claimed
-        if type(number) is not int or not 0 < number < 1 << 53 or sort not in _SORTS:
+        if type(number) is not int or not 0 < number < 1 << 53 or type(sort) is not str or sort not in _SORTS:
             raise ProtocolError("a reference that is none")
         if type(class_name) is not str or type(indexable) is not bool:
             raise ProtocolError("a reference that is none")

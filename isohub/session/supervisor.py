@@ -216,6 +216,8 @@ class Worker:
             self._stage = _Stage.IDLE
             try:
                 self._settle()
+                if not self._channel.quiet():
+                    raise ProtocolError("words that nobody asked for")
                 body, arenas = self._pack(question, other)
                 self._stage = _Stage.SENDING
                 self._conversation.ask()
@@ -305,7 +307,11 @@ class Worker:
         try:
             self._note_kept(reply)
             if isinstance(reply, Answer):
-                return self._decode(reply, descriptors, question, remote)
+                try:
+                    return self._decode(reply, descriptors, question, remote)
+                except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+                    # Nothing that a worker says should get this far; if it does, it is still the worker's doing.
+                    raise ProtocolError(f"an answer that cannot be read: {error}") from error
             assert isinstance(reply, Fault)
             if descriptors:
                 raise ProtocolError("an error with descriptors")

@@ -19,6 +19,8 @@ __all__ = ["Channel", "ChannelClosed"]
 # One more than may come, so that one too many is seen and not silently cut.
 _ANCILLARY_BYTES = socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * array.array("i").itemsize)
 _READ_BYTES = 1 << 18
+# Holds a small frame whole, header and all: one system call for most answers.
+_FIRST_READ_BYTES = 1 << 13
 # linux/socket.h. Python has the name on all systems that have the flag.
 _FLAGS = socket.MSG_CMSG_CLOEXEC
 
@@ -79,8 +81,7 @@ class Channel:
             if frame is not None:
                 return frame
             try:
-                # Never past the frame under way: what follows may belong to other descriptors.
-                size = min(self._reader.wanted(), _READ_BYTES)
+                size = min(max(self._reader.wanted(), _FIRST_READ_BYTES), _READ_BYTES)
                 data, ancillary, flags, _ = self._end.recvmsg(size, _ANCILLARY_BYTES, _FLAGS)
             except BlockingIOError:
                 assert self._wait is not None
@@ -94,6 +95,17 @@ class Channel:
                 raise ProtocolError(f"more than {MAX_DESCRIPTORS} descriptors with one frame")
             if not data:
                 raise ChannelClosed
+
+    def quiet(self) -> bool:
+        """Whether nothing has come that nobody asked for."""
+        if self._reader.begun:
+            return False
+        try:
+            return not self._end.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except ConnectionResetError:
+            return True  # the next read or write says so
 
     def close(self) -> None:
         """Close the socket and every descriptor that no frame took."""

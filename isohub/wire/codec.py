@@ -357,7 +357,7 @@ class Decoder:
             raise ProtocolError(f"a numpy array of {tensor.dtype}") from error
 
     def _numpy_scalar(self, tree: List[Any], depth: int) -> Any:
-        if len(tree) != 3 or tree[1] not in _NUMPY_SCALARS:
+        if len(tree) != 3 or type(tree[1]) is not str or tree[1] not in _NUMPY_SCALARS:
             raise ProtocolError("a numpy scalar of an unknown type")
         value = self.decode(tree[2], depth)
         if type(value) not in (bool, int, float, complex):

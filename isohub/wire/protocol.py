@@ -164,6 +164,11 @@ class FrameReader:
             raise ProtocolError(f"{len(self._descriptors)} descriptors in flight; at most {MAX_DESCRIPTORS} may be")
         self._bytes += data
 
+    @property
+    def begun(self) -> bool:
+        """Whether bytes or descriptors have come that are in no frame yet."""
+        return bool(self._bytes or self._descriptors)
+
     def wanted(self) -> int:
         """How many bytes the frame under way still lacks: a bound for the next read."""
         if self._header() is None:
