@@ -77,7 +77,9 @@ class Zygote:
         try:
             _send_datagram(ours, {"directory": self._directory, "site_directories": _site_directories()}, [caller])
         except OSError as error:
-            raise self._gone() from error
+            gone = self._gone()
+            self.close()
+            raise gone from error
         finally:
             os.close(caller)
 

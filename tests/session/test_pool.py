@@ -1,0 +1,121 @@
+"""Which worker serves what, and for how long."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import isohub
+from isohub import errors
+from tests.conftest import eventually, gone
+
+
+@pytest.fixture
+def own():
+    with isohub.Session(timeout_s=60) as opened:
+        yield opened
+
+
+def test_one_checkout_is_one_worker(own, hub):
+    handles = [own.load(hub("good"), name) for name in ("mlp", "model", "counter")]
+    other = own.load(hub("edits_sys_path"), "model")
+    assert len(own.workers()) == 2
+    assert other is not None
+    assert len(handles) == 3
+
+
+def test_loads_at_once_share_one_worker(own, hub):
+    barrier = threading.Barrier(8)
+
+    def load(seed):
+        barrier.wait()
+        return own.load(hub("good"), "mlp", seed=seed)
+
+    with ThreadPoolExecutor(8) as threads:
+        handles = list(threads.map(load, range(8)))
+    assert len(own.workers()) == 1
+    x = torch.ones(1, 4)
+    answers = [handle(x) for handle in handles]
+    for seed, answer in enumerate(answers):
+        with own.load(hub("good"), "mlp", seed=seed) as again:
+            assert torch.equal(again(x), answer)
+
+
+def test_a_worker_ends_when_nothing_needs_it(own, hub):
+    own.list(hub("good"))
+    assert own.workers() == []
+    own.load(hub("good"), "returns_number")
+    assert own.workers() == []
+    with pytest.raises(errors.RemoteError):
+        own.load(hub("raises"), "model")
+    assert own.workers() == []
+    with own.load(hub("good"), "mlp"):
+        (worker,) = own.workers()
+    assert own.workers() == []
+    assert gone(worker.pid)
+
+
+def test_a_failed_build_leaves_the_other_objects(own, hub):
+    with own.load(hub("raises_in_entrypoint"), "in_call") as handle:
+        with pytest.raises(errors.RemoteError):
+            own.load(hub("raises_in_entrypoint"), "model")
+        assert handle.training in (True, False)
+
+
+def test_a_failed_import_is_not_tried_again_on_its_ruins(own, tmp_path):
+    (tmp_path / "hubconf.py").write_text(
+        "import part\nraise RuntimeError('first ' + str(part.count()))\ndef model():\n    return 1\n"
+    )
+    (tmp_path / "part.py").write_text("calls = []\ndef count():\n    calls.append(1)\n    return len(calls)\n")
+    for _ in range(3):
+        with pytest.raises(errors.RemoteError, match="first 1"):
+            own.load(tmp_path, "model")
+
+
+def test_a_dead_worker_is_replaced(own, hub):
+    dying = own.load(hub("segfaults"), "in_call")
+    with pytest.raises(errors.WorkerDiedError):
+        dying(torch.ones(1))
+    first = own.load(hub("segfaults"), "in_call")
+    with pytest.raises(errors.WorkerDiedError):
+        dying(torch.ones(1))
+    dying.close()
+    assert first.training in (True, False)
+    assert len(own.workers()) == 1
+
+
+def test_a_session_in_many_threads(own, hub):
+    def work(number):
+        name = ("mlp", "model")[number % 2]
+        x = torch.ones(1, 4) if name == "mlp" else torch.ones(1, 3, 8, 8)
+        for _ in range(5):
+            with own.load(hub("good"), name, seed=number) as handle:
+                assert handle(x) is not None
+        return number
+
+    with ThreadPoolExecutor(6) as threads:
+        assert sorted(threads.map(work, range(12))) == list(range(12))
+    assert eventually(lambda: own.workers() == [])
+
+
+def test_a_zygote_that_cannot_start_says_why(monkeypatch, tmp_path):
+    from isohub.session.background import Background
+    from isohub.session.spawn import Zygote
+
+    background = Background()
+    with pytest.raises(errors.WorkerStartError, match="could not be started"):
+        Zygote(str(tmp_path / "no-python"), background)
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\necho no torch here >&2\nexit 3\n")
+    fake.chmod(0o755)
+    started = []
+    with pytest.raises(errors.WorkerStartError, match="exit code 3") as caught:
+        started.append(Zygote(str(fake), background))
+        started[0].spawn("x", "c" * 40, {}, 20)
+    assert "no torch here" in str(caught.value)
+    for zygote in started:
+        zygote.close()
+    background.close()
