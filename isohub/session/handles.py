@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from isohub.errors import IsohubError, ProtocolError, printable
-from isohub.session.link import Ref, Remote, Stats, refuse_pickle
+from isohub.session.link import Remote, Stats, refuse_pickle
 
 if TYPE_CHECKING:
     from isohub.sandbox.confine import Layers
@@ -81,7 +81,7 @@ class RemoteModule(torch.nn.Module):
             Its result: a plain value where the closed set allows it, else a handle.
         """
         phase = f"running {getattr(function, '__name__', 'a function')}()"
-        return self._isohub.link.ask("run", Ref(self._isohub), function, list(args), kwargs, phase=phase)
+        return self._isohub.ask("run", function, args, kwargs, phase=phase)
 
     def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
         """Call the module in the background; calls that were submitted earlier come first."""
@@ -114,7 +114,7 @@ class RemoteModule(torch.nn.Module):
     def _program(self, form: str, op: str, *args: Any, phase: str) -> Any:
         link = self._isohub.link
         link.gate.check(form)
-        data = link.ask(op, Ref(self._isohub), *args, phase=phase, parcel=True, limit_bytes=_memory_limit())
+        data = self._isohub.ask(op, *args, phase=phase, parcel=True, limit_bytes=_memory_limit())
         if type(data) is not bytes:
             raise ProtocolError(f"a {form} that is none")
         return link.gate.open(form, data)
@@ -140,9 +140,8 @@ class RemoteModule(torch.nn.Module):
         """
         if args:
             destination, prefix, keep_vars = (*args, prefix, keep_vars)[:3] if len(args) < 3 else args
-        values, metadata = self._isohub.link.ask(
+        values, metadata = self._isohub.ask(
             "state_dict",
-            Ref(self._isohub),
             {"prefix": prefix},
             phase="reading its state",
             parcel=True,
@@ -166,9 +165,8 @@ class RemoteModule(torch.nn.Module):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load a state into the remote module; as ``torch.nn.Module.load_state_dict``, with its errors."""
         kwargs = {"strict": strict, "assign": True} if assign else {"strict": strict}
-        result = self._isohub.link.ask(
+        result = self._isohub.ask(
             "load_state_dict",
-            Ref(self._isohub),
             dict(state_dict),
             getattr(state_dict, "_metadata", None),
             kwargs,
@@ -194,7 +192,7 @@ class RemoteModule(torch.nn.Module):
     # Where torch.nn.Module keeps its own; a local module that holds this one looks here.
 
     @property
-    def _parameters(self) -> dict[str, Any]:  # type: ignore[override]
+    def _parameters(self) -> dict[str, Any]:
         return dict(self.named_parameters(recurse=False))
 
     @_parameters.setter
@@ -202,7 +200,7 @@ class RemoteModule(torch.nn.Module):
         """torch.nn.Module's own __init__ sets an empty one."""
 
     @property
-    def _buffers(self) -> dict[str, Any]:  # type: ignore[override]
+    def _buffers(self) -> dict[str, Any]:
         return dict(self.named_buffers(recurse=False))
 
     @_buffers.setter
@@ -214,9 +212,8 @@ class RemoteModule(torch.nn.Module):
         return self._change("_apply", fn, recurse)
 
     def _named(self, what: str, recurse: bool, remove_duplicate: bool) -> list[tuple[str, torch.Tensor, bool]]:
-        rows: Any = self._isohub.link.ask(
+        rows: Any = self._isohub.ask(
             "named",
-            Ref(self._isohub),
             what,
             recurse,
             remove_duplicate,
@@ -248,7 +245,7 @@ class RemoteModule(torch.nn.Module):
                 yield _joined(prefix, name), module
 
     def _modules_of(self, what: str) -> list[tuple[str, torch.nn.Module]]:
-        rows: Any = self._isohub.link.ask("modules", Ref(self._isohub), what, phase=f"reading its {what}")
+        rows: Any = self._isohub.ask("modules", what, phase=f"reading its {what}")
         return [(name, module) for name, module in rows]
 
     def get_submodule(self, target: str) -> torch.nn.Module:
@@ -385,7 +382,7 @@ class RemoteObject:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the remote object."""
         remote = self._isohub
-        return remote.link.ask("call", Ref(remote), "", list(args), kwargs, phase=f"calling a {remote.class_name}")
+        return remote.ask("call", "", args, kwargs, phase=f"calling a {remote.class_name}")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__"):
@@ -444,10 +441,9 @@ def make_handle(remote: Remote, module: bool, indexable: bool) -> RemoteModule |
 
 
 def _iterate(remote: Remote) -> Iterator[Any]:
-    iterator = remote.operate("iter")
-    link = remote.link
+    iterator = remote.operate("iter")  # held here: its end would be the remote iterator's
     while True:
-        more, item = link.ask("next", iterator, phase="taking the next item")
+        more, item = iterator._isohub.ask("next", phase="taking the next item")
         if not more:
             return
         yield item

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from isohub.session.pool import Pool
     from isohub.wire.arena import Cargo
 
-__all__ = ["Gate", "Link", "Ref", "Remote", "Stats", "refuse_pickle", "remote_of"]
+__all__ = ["Gate", "Link", "Remote", "Stats", "refuse_pickle", "remote_of"]
 
 # What a worker is doing, for errors.
 _OPERATION_WORDS = {
@@ -125,8 +125,25 @@ class Link:
         self._queue: queue.SimpleQueue[Callable[[], None] | None] | None = None
         self._queue_lock = threading.Lock()
 
-    def ask(self, op: str, *args: Any, phase: str, parcel: bool = False, limit_bytes: int | None = None) -> Any:
-        """Ask the worker; errors of the repo's come out as `RemoteError`."""
+    def ask(
+        self,
+        op: str,
+        *args: Any,
+        phase: str,
+        target: int | None = None,
+        parcel: bool = False,
+        limit_bytes: int | None = None,
+    ) -> Any:
+        """Ask the worker; errors of the repo's come out as `RemoteError`.
+
+        Args:
+            op: Name of the operation.
+            *args: Its arguments.
+            phase: What this is in words, for errors.
+            target: Number of the remote object that it is done to.
+            parcel: Whether the answer is mapped instead of copied.
+            limit_bytes: The most tensor bytes that the answer may hold; the link's own unless given.
+        """
         if os.getpid() != self._pid:
             raise SessionClosedError(
                 f"a handle to {self.worker.name} was used in a forked process (pid {os.getpid()}, made in {self._pid})",
@@ -136,6 +153,7 @@ class Link:
             op,
             args,
             phase,
+            target=target,
             timeout_s=self.timeout_s,
             limit_bytes=self.limit_bytes if limit_bytes is None else limit_bytes,
             parcel=parcel,
@@ -279,15 +297,19 @@ class Remote:
             worker.release(self.number, self.received[0])
             self.link.pool.drop(worker)
 
+    def ask(self, op: str, *args: Any, phase: str, **options: Any) -> Any:
+        """`Link.ask`, with this object as the target."""
+        return self.link.ask(op, *args, phase=phase, target=self.ref.number, **options)
+
     def call(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Call the object, or its method of that name."""
-        return self.link.ask("call", Ref(self), name, list(args), dict(kwargs), phase=f"calling {name or 'forward'}()")
+        return self.ask("call", name, args, kwargs, phase=f"calling {name or 'forward'}()")
 
     def operate(self, operation: str, *args: Any) -> Any:
         """One of Python's own operations: ``getattr``, ``len``, ``getitem`` ..."""
         words = _OPERATION_WORDS.get(operation, f"doing {operation}")
         name = f" {args[0]!r}" if args and isinstance(args[0], str) else ""
-        return self.link.ask("operate", operation, [Ref(self), *args], phase=words + name)
+        return self.ask("operate", operation, args, phase=words + name)
 
     def stats(self) -> Stats:
         """See `RemoteModule.stats`."""
@@ -312,17 +334,8 @@ class Remote:
             raise SessionClosedError(f"the worker of {worker.name} is gone", hint="load it again") from None
 
 
-class Ref:
-    """Stands for a live remote object among the arguments of a question."""
-
-    def __init__(self, remote: Remote) -> None:
-        self.remote = remote.ref
-
-
 def remote_of(value: Any) -> Remote | None:
     """The `Remote` behind a handle, else None."""
-    if isinstance(value, Ref):
-        return value.remote
     remote = getattr(value, "__dict__", {}).get("_isohub")
     return remote.ref if isinstance(remote, Remote) else None
 

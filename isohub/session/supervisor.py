@@ -18,7 +18,6 @@ from __future__ import annotations
 import array
 import contextlib
 import enum
-import json
 import os
 import queue
 import select
@@ -28,8 +27,10 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from isohub.errors import (
     IsohubError,
@@ -82,6 +83,7 @@ class Question:
         op: Name of the operation (`worker.serve.Server.do_<op>`).
         args: Positional arguments, any values.
         phase: What this is in words, for errors: "importing hubconf.py", "calling forward()".
+        target: Number of the object that it is done to, None for the worker itself.
         timeout_s: Seconds it may take, None for no limit.
         limit_bytes: The most tensor bytes that the answer may hold.
         parcel: Whether the answer comes in memory that is then mapped, not copied.
@@ -92,12 +94,12 @@ class Question:
     op: str
     args: Sequence[Any]
     phase: str
+    target: int | None = None
     timeout_s: float | None = None
     limit_bytes: int = 4 << 30
     parcel: bool = False
     grad: bool = True
     inference: bool = False
-    kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 class Worker:
@@ -254,7 +256,7 @@ class Worker:
         """The message, and the arenas that the worker does not have yet."""
         cargo = Cargo()
         encoder = Encoder(cargo, lambda value: other(cargo, value))
-        args, kwargs = encoder.encode(list(question.args)), encoder.encode(question.kwargs)
+        args = [encoder.encode(argument) for argument in question.args]
         cargo.lay_out()
         if cargo.size_bytes:
             if self._inbox is None or self._inbox.size_bytes < cargo.size_bytes:
@@ -279,8 +281,8 @@ class Worker:
         message = {
             "number": self._conversation.number + 1,
             "op": question.op,
+            "target": question.target,
             "args": args,
-            "kwargs": kwargs,
             "claims": cargo.claims,
             "arenas": list(unknown),
             "released": released,
@@ -289,7 +291,7 @@ class Worker:
             "grad": question.grad,
             "inference": question.inference,
         }
-        body = json.dumps(message, separators=(",", ":")).encode()
+        body = msgspec.json.encode(message)
         if len(body) > MAX_FRAME_BYTES:
             for item in released:
                 self._released.put(item)

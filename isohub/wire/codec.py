@@ -98,30 +98,8 @@ class Encoder:
         self._other = other
         self._open: Set[int] = set()
         self._nodes = 0
-        self._exact: Dict[type, Callable[[Any], Any]] = {
-            type(None): _same,
-            bool: _same,
-            int: _encode_int,
-            float: _encode_float,
-            str: self._str,
-            complex: lambda value: ["c", _encode_float(value.real), _encode_float(value.imag)],
-            type(Ellipsis): lambda value: ["e"],
-            bytes: lambda value: ["b", cargo.add_bytes(value)],
-            bytearray: lambda value: ["B", cargo.add_bytes(bytes(value))],
-            list: lambda value: self._items("l", value),
-            tuple: lambda value: self._items("t", value),
-            set: lambda value: self._items("s", value),
-            frozenset: lambda value: self._items("z", value),
-            dict: lambda value: self._pairs(["d"], value),
-            OrderedDict: lambda value: self._pairs(["o"], value),
-            slice: lambda value: self._items("x", (value.start, value.stop, value.step)),
-            range: lambda value: self._items("g", (value.start, value.stop, value.step)),
-            torch.Tensor: self._tensor,
-            torch.nn.Parameter: self._tensor,
-            torch.Size: lambda value: self._items("Z", value),
-            torch.dtype: self._dtype,
-            torch.device: lambda value: ["v", str(value)],
-        }
+        if not _WRITERS:
+            _WRITERS.update(_writers(torch))
 
     def encode(self, value: Any) -> Any:
         """One value as JSON.
@@ -132,8 +110,8 @@ class Encoder:
         self._nodes += 1
         if self._nodes > MAX_NODES:
             raise TooLargeToEncode
-        known = self._exact.get(type(value))
-        return known(value) if known is not None else self._derived(value)
+        known = _WRITERS.get(type(value))
+        return known(self, value) if known is not None else self._derived(value)
 
     def _derived(self, value: Any) -> Any:
         """Values whose type is not one of the table's own, nearest meaning first."""
@@ -229,6 +207,37 @@ class Encoder:
     def _dtype(self, dtype: Any) -> Any:
         name = str(dtype)[6:]
         return ["y", name] if dtype_named(name) is not None else self._other(dtype)
+
+
+# How each exact type is written; filled with the first encoder, since torch is imported late.
+_WRITERS: Dict[type, Callable[[Encoder, Any], Any]] = {}
+
+
+def _writers(torch: Any) -> Dict[type, Callable[[Encoder, Any], Any]]:
+    return {
+        type(None): lambda self, value: value,
+        bool: lambda self, value: value,
+        int: lambda self, value: _encode_int(value),
+        float: lambda self, value: _encode_float(value),
+        str: Encoder._str,
+        complex: lambda self, value: ["c", _encode_float(value.real), _encode_float(value.imag)],
+        type(Ellipsis): lambda self, value: ["e"],
+        bytes: lambda self, value: ["b", self._cargo.add_bytes(value)],
+        bytearray: lambda self, value: ["B", self._cargo.add_bytes(bytes(value))],
+        list: lambda self, value: self._items("l", value),
+        tuple: lambda self, value: self._items("t", value),
+        set: lambda self, value: self._items("s", value),
+        frozenset: lambda self, value: self._items("z", value),
+        dict: lambda self, value: self._pairs(["d"], value),
+        OrderedDict: lambda self, value: self._pairs(["o"], value),
+        slice: lambda self, value: self._items("x", (value.start, value.stop, value.step)),
+        range: lambda self, value: self._items("g", (value.start, value.stop, value.step)),
+        torch.Tensor: Encoder._tensor,
+        torch.nn.Parameter: Encoder._tensor,
+        torch.Size: lambda self, value: self._items("Z", value),
+        torch.dtype: Encoder._dtype,
+        torch.device: lambda self, value: ["v", str(value)],
+    }
 
 
 class Decoder:
@@ -415,10 +424,6 @@ _READERS: Dict[str, Callable[[Decoder, List[Any], int], Any]] = {
     "p": lambda self, tree, depth: self._pickle(tree),
 }
 assert set(_READERS) == set(TAGS)
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 def _encode_int(value: int) -> Any:

@@ -57,6 +57,7 @@ _OPERATIONS: Dict[str, Callable[..., Any]] = {
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _WIRE = os.path.join(os.path.dirname(_HERE), "wire")
 _MAX_TEXT_CHARS = 100_000
+_write = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode  # json.dumps makes a new one each time
 
 
 class _TooLarge(Exception):  # noqa: N818 - turned into a message at once
@@ -152,13 +153,13 @@ class Server:
                 self._numbers.pop(id(held), None)
 
     def _perform(self, question: Dict[str, Any]) -> Tuple[Dict[str, Any], Optional[int]]:
-        args, kwargs = self._arguments(question)
+        args = self._arguments(question)
         with _modes(question):
-            value = getattr(self, "do_" + question["op"])(*args, **kwargs)
-        del args, kwargs
+            value = getattr(self, "do_" + question["op"])(*args)
+        del args
         return self._encode(value, question["limit"], question["parcel"])
 
-    def _arguments(self, question: Dict[str, Any]) -> Tuple[List[Any], Dict[str, Any]]:
+    def _arguments(self, question: Dict[str, Any]) -> List[Any]:
         storages: List[Any] = []
         tensors: List[Any] = []
         claims = Claims(*question["claims"])
@@ -166,7 +167,8 @@ class Server:
             assert self._inbox is not None
             storages, tensors = unload(claims, self._inbox.size_bytes, viewing(self._inbox.carrier))
         decoder = Decoder(storages, tensors, self._dereference, _unpickle)
-        return decoder.decode(question["args"]), decoder.decode(question["kwargs"])
+        args = [decoder.decode(argument) for argument in question["args"]]
+        return args if question["target"] is None else [self._objects[question["target"]][0], *args]
 
     def _dereference(self, reference: List[Any]) -> Any:
         return self._objects[reference[0]][0]
@@ -233,11 +235,11 @@ class Server:
             seed_everything(seed)
         return entrypoint(*args, **kwargs)
 
-    def do_call(self, target: Any, name: str, args: List[Any], kwargs: Dict[str, Any]) -> Any:
+    def do_call(self, target: Any, name: str, args: Sequence[Any], kwargs: Dict[str, Any]) -> Any:
         return (getattr(target, name) if name else target)(*args, **kwargs)
 
-    def do_operate(self, operation: str, args: List[Any]) -> Any:
-        return _OPERATIONS[operation](*args)
+    def do_operate(self, target: Any, operation: str, args: Sequence[Any]) -> Any:
+        return _OPERATIONS[operation](target, *args)
 
     def do_next(self, target: Any) -> Tuple[bool, Any]:
         """Whether there was another item, and the item."""
@@ -245,7 +247,7 @@ class Server:
             return True, item
         return False, None
 
-    def do_run(self, target: Any, function: Callable[..., Any], args: List[Any], kwargs: Dict[str, Any]) -> Any:
+    def do_run(self, target: Any, function: Callable[..., Any], args: Sequence[Any], kwargs: Dict[str, Any]) -> Any:
         return function(target, *args, **kwargs)
 
     def do_state_dict(self, target: Any, kwargs: Dict[str, Any]) -> Tuple[Any, Any]:
@@ -328,7 +330,7 @@ def _unpickle(data: bytes) -> Any:
 
 
 def _dump(message: Dict[str, Any]) -> bytes:
-    return json.dumps(message, allow_nan=False, separators=(",", ":")).encode()
+    return _write(message).encode()
 
 
 def _text(make: Callable[[], str], instead: str) -> str:
