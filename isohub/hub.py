@@ -6,7 +6,6 @@ torch.hub's names and meanings. Side: caller.
 
 from __future__ import annotations
 
-import atexit
 import builtins
 import functools
 import inspect as inspect_module
@@ -319,7 +318,6 @@ class Session:
                 raise SessionClosedError("the session is closed", hint="open another: isohub.Session()")
             if self._pool is None:
                 self._pool = Pool()
-                atexit.register(self._pool.close)
             return self._pool
 
     def _checkout(self, wanted: _Wanted) -> Checkout:

@@ -13,8 +13,10 @@ Side: caller.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -62,6 +64,8 @@ class Pool:
         self._entries: dict[WorkerKey, _Entry] = {}
         self._zygotes: dict[str, Zygote] = {}
         self._closed = False
+        # At the latest when nobody can reach the pool any more, or Python ends.
+        self._finalizer = weakref.finalize(self, _end, os.getpid(), self._entries, self._zygotes, self.background)
 
     def warm(self, python: str = sys.executable) -> Zygote:
         """The environment's zygote, started if need be. Returns before it is ready."""
@@ -141,15 +145,19 @@ class Pool:
     def close(self) -> None:
         """End every worker and zygote. Returns when they are gone."""
         with self._lock:
-            if self._closed:
-                return
             self._closed = True
-            workers = [entry.worker for entry in self._entries.values() if entry.worker is not None]
-            self._entries.clear()
-            zygotes = list(self._zygotes.values())
-            self._zygotes.clear()
-        for worker in workers:
-            worker.close()
-        for zygote in zygotes:
-            zygote.close()
-        self.background.close()
+        self._finalizer()
+
+
+def _end(pid: int, entries: dict[WorkerKey, _Entry], zygotes: dict[str, Zygote], background: Background) -> None:
+    """End what a pool has started, unless this is a fork of the process that started it."""
+    if os.getpid() != pid:
+        return
+    for entry in [*entries.values()]:
+        if entry.worker is not None:
+            entry.worker.close()
+    entries.clear()
+    for zygote in [*zygotes.values()]:
+        zygote.close()
+    zygotes.clear()
+    background.close()

@@ -45,10 +45,20 @@ class Zygote:
 
     def __init__(self, python: str, background: Background) -> None:
         self._background = background
-        self._directory = tempfile.mkdtemp(prefix="isohub-")
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._directory = tempfile.mkdtemp(prefix="isohub-")
+        except OSError as error:
+            raise WorkerStartError(
+                f"no directory for workers could be made: {error}",
+                hint="make room, or point TMPDIR at a directory that can be written to",
+                phase="starting",
+            ) from error
+        try:
+            ours, theirs, output_read, output_write = _socketpair_and_pipe(socket.SOCK_SEQPACKET)
+        except OSError as error:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            raise _no_descriptors(error) from error
         self._control = ours
-        output_read, output_write = os.pipe2(os.O_CLOEXEC)
         self._output = Output(output_read, logging.getLogger("isohub.zygote"), logging.INFO)
         try:
             self._process = subprocess.Popen(
@@ -105,10 +115,16 @@ class Zygote:
             WorkerStartError: It could not be made.
             WorkerTimeoutError: It was not ready in time.
         """
-        channel, their_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        status, their_status = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        out_read, out_write = os.pipe2(os.O_CLOEXEC)
-        err_read, err_write = os.pipe2(os.O_CLOEXEC)
+        with contextlib.ExitStack() as undo:
+            try:
+                channel, their_channel, out_read, out_write = _socketpair_and_pipe(socket.SOCK_STREAM)
+                undo.callback(channel.close)
+                undo.callback(their_channel.close)
+                undo.callback(close_descriptors, [out_read, out_write])
+                status, their_status, err_read, err_write = _socketpair_and_pipe(socket.SOCK_SEQPACKET)
+            except OSError as error:
+                raise _no_descriptors(error) from error
+            undo.pop_all()
         logger = logging.getLogger(f"isohub.worker.{printable(name, newlines=False)}")
         outputs = (Output(out_read, logger, logging.INFO), Output(err_read, logger, logging.INFO))
         try:
@@ -159,6 +175,24 @@ class Zygote:
             self._process.wait()
         shutil.rmtree(self._directory, ignore_errors=True)
         self._background.forget(self._output)
+
+
+def _socketpair_and_pipe(kind: socket.SocketKind) -> tuple[socket.socket, socket.socket, int, int]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+    try:
+        return ours, theirs, *os.pipe2(os.O_CLOEXEC)
+    except OSError:
+        ours.close()
+        theirs.close()
+        raise
+
+
+def _no_descriptors(error: OSError) -> WorkerStartError:
+    return WorkerStartError(
+        f"no descriptors are left for a worker: {error}",
+        hint="close handles or files that are not needed, or raise the limit: ulimit -n",
+        phase="starting",
+    )
 
 
 def _worker_variables() -> dict[str, str]:

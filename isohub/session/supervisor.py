@@ -38,6 +38,7 @@ from isohub.errors import (
     SessionClosedError,
     ValueNotTransferableError,
     WorkerDiedError,
+    WorkerError,
     WorkerStartError,
     WorkerTimeoutError,
     printable,
@@ -258,16 +259,19 @@ class Worker:
         encoder = Encoder(cargo, lambda value: other(cargo, value))
         args = [encoder.encode(argument) for argument in question.args]
         cargo.lay_out()
+        try:
+            self._make_arenas(cargo.size_bytes)
+        except OSError as error:
+            raise WorkerError(
+                f"no shared memory for {cargo.size_bytes} bytes of arguments to {self.name}: {error}",
+                hint="close handles that are not needed; `ulimit -n` and `free -h` show what is left",
+                reference=self.name,
+                commit=self.commit,
+                phase=question.phase,
+            ) from error
         if cargo.size_bytes:
-            if self._inbox is None or self._inbox.size_bytes < cargo.size_bytes:
-                self._drop_inbox()
-                self._inbox = Arena.create(max(cargo.size_bytes, _SMALLEST_ARENA_BYTES))
+            assert self._inbox is not None
             cargo.write_to(self._inbox.address)
-        if self._outbox is None or self._outbox.size_bytes < self._next_outbox_bytes:
-            if self._outbox is not None:
-                self._outbox.close()
-                self._outbox = None
-            self._outbox = Arena.create(self._next_outbox_bytes)
         arenas = {"inbox": self._inbox, "outbox": self._outbox}
         unknown = {
             name: arena
@@ -303,6 +307,17 @@ class Worker:
                 phase=question.phase,
             )
         return body, list(unknown.values())
+
+    def _make_arenas(self, size_bytes: int) -> None:
+        """Have an inbox for this much, if it is anything, and an outbox as large as the last answer."""
+        if size_bytes and (self._inbox is None or self._inbox.size_bytes < size_bytes):
+            self._drop_inbox()
+            self._inbox = Arena.create(max(size_bytes, _SMALLEST_ARENA_BYTES))
+        if self._outbox is None or self._outbox.size_bytes < self._next_outbox_bytes:
+            if self._outbox is not None:
+                self._outbox.close()
+                self._outbox = None
+            self._outbox = Arena.create(self._next_outbox_bytes)
 
     def _receive(self, question: Question, remote: Callable[[list[Any]], Any]) -> Any:
         reply, descriptors = self._hear_frame()

@@ -25,6 +25,7 @@ import fcntl
 import mmap
 import os
 import stat
+import weakref
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from isohub.errors import ProtocolError
@@ -78,6 +79,28 @@ def dtype_named(name: str) -> Optional[Tuple[Any, int]]:
     return None if size is None or dtype is None else (dtype, size)
 
 
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+def _map(descriptor: int, size_bytes: int, sharing: int) -> Any:
+    """The whole file, readable and writable, as a ctypes array that is unmapped with its last reference.
+
+    Not Python's mmap: that keeps a descriptor of its own for each mapping, and a harness that keeps a thousand
+    state dicts would run out of them.
+    """
+    address = _libc.mmap(None, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, sharing, descriptor, 0)
+    if address is None or address == _MAP_FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    carrier = (ctypes.c_char * size_bytes).from_address(address)
+    weakref.finalize(carrier, _libc.munmap, address, size_bytes).atexit = False
+    return carrier
+
+
 class Arena:
     """A shared mapping that can neither shrink nor grow.
 
@@ -92,10 +115,9 @@ class Arena:
     __slots__ = ("address", "carrier", "descriptor", "size_bytes")
 
     def __init__(self, descriptor: int, size_bytes: int) -> None:
+        self.carrier = _map(descriptor, size_bytes, mmap.MAP_SHARED)
         self.descriptor = descriptor
         self.size_bytes = size_bytes
-        mapping = mmap.mmap(descriptor, size_bytes)
-        self.carrier = (ctypes.c_char * size_bytes).from_buffer(mapping)
         self.address = ctypes.addressof(self.carrier)
 
     @classmethod
@@ -281,7 +303,8 @@ def open_parcel(descriptor: int, limit_bytes: int) -> Optional[Any]:
         limit_bytes: The longest parcel to accept.
 
     Returns:
-        A private, writable mapping of the whole parcel (an ``mmap``), or None for an empty one.
+        A private, writable mapping of the whole parcel as a ctypes array, or None for an empty one. It holds
+        no descriptor, and goes with the last tensor that views it.
 
     Raises:
         ProtocolError: It is no memfd, cannot be sealed (something can still write to it), or is longer
@@ -304,7 +327,7 @@ def open_parcel(descriptor: int, limit_bytes: int) -> Optional[Any]:
     if size_bytes == 0:
         return None
     try:
-        return mmap.mmap(descriptor, size_bytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        return _map(descriptor, size_bytes, mmap.MAP_PRIVATE)
     except OSError as error:  # hugetlb memfds and the like
         raise ProtocolError(f"a parcel of {size_bytes} bytes that cannot be mapped: {error.strerror}") from error
 

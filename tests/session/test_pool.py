@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +13,7 @@ import torch
 
 import isohub
 from isohub import errors
-from tests.conftest import eventually, gone
+from tests.conftest import eventually, gone, open_descriptors
 
 
 @pytest.fixture
@@ -119,3 +122,60 @@ def test_a_zygote_that_cannot_start_says_why(monkeypatch, tmp_path):
     for zygote in started:
         zygote.close()
     background.close()
+
+
+def test_a_fork_that_ends_normally_ends_nothing_of_its_parents(hub):
+    """Python's own end in a forked child runs the exit handlers of the parent's session too."""
+    code = (
+        "import os, sys, torch, isohub\n"
+        "handle = isohub.load(sys.argv[1], 'mlp')\n"
+        "pid = os.fork()\n"
+        "if pid == 0: sys.exit(0)\n"
+        "os.waitpid(pid, 0)\n"
+        "print(handle(torch.ones(1, 4)).shape)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, hub("good")], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "torch.Size([1, 2])", done.stderr
+
+
+def test_a_session_that_nobody_can_reach_ends_its_processes(hub):
+    own = isohub.Session()
+    handle = own.load(hub("good"), "mlp")
+    pids = [own._pool.warm().pid, own.workers()[0].pid]
+    threads = threading.active_count()
+    del own
+    gc.collect()
+    assert handle(torch.ones(1, 4)).shape == (1, 2)  # the control: a handle keeps its session's processes
+    del handle
+    gc.collect()
+    assert eventually(lambda: all(gone(pid) for pid in pids))
+    assert eventually(lambda: threading.active_count() < threads)
+
+
+def test_no_descriptors_left_is_a_clear_error(own, hub):
+    import resource
+
+    with own.load(hub("good"), "mlp") as handle:
+        handle(torch.ones(1, 4))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_descriptors() + 2, hard))
+        try:
+            with pytest.raises(errors.WorkerStartError, match="descriptors"):
+                own.load(hub("edits_sys_path"), "model")
+            with pytest.raises(errors.WorkerStartError, match="descriptors"):
+                isohub.Session().load(hub("good"), "mlp")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        before = open_descriptors()
+        assert handle(torch.ones(1, 4)).shape == (1, 2)
+        with own.load(hub("edits_sys_path"), "model"):
+            pass
+        assert eventually(lambda: open_descriptors() <= before)
+
+
+def test_no_directory_for_workers_is_a_clear_error(hub, monkeypatch):
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/no-such-place")
+    with pytest.raises(errors.WorkerStartError, match="TMPDIR"):
+        isohub.Session().load(hub("good"), "mlp")

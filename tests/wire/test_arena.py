@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from isohub.errors import ProtocolError
 from isohub.wire.arena import ALIGNMENT, Arena, Cargo, Claims, copying, make_parcel, open_parcel, unload, viewing
+from tests.conftest import open_descriptors
 
 LIMIT = 1 << 30
 SEALS = 1 | 2 | 4 | 8
@@ -114,6 +115,34 @@ def memfd(size=4096, flags=os.MFD_ALLOW_SEALING):
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def test_a_parcel_that_is_kept_holds_no_descriptor():
+    before = open_descriptors()
+    kept = [by_parcel(torch.full((100,), float(number)))[0] for number in range(50)]
+    assert open_descriptors() == before
+    assert [int(tensor[7]) for tensor in kept] == list(range(50))
+
+
+def mapped_bytes():
+    with open("/proc/self/maps") as maps:
+        return sum("isohub-" in line for line in maps)
+
+
+def test_mappings_go_with_their_last_view():
+    before = mapped_bytes()
+    (tensor,) = by_parcel(torch.arange(5000))
+    arena = Arena.create(1 << 20)
+    assert mapped_bytes() == before + 2
+    arena.close()
+    part, array = tensor[3:], tensor.numpy()
+    del tensor, part
+    gc.collect()
+    assert mapped_bytes() == before + 1
+    assert array[4999] == 4999
+    del array
+    gc.collect()
+    assert mapped_bytes() == before
 
 
 def test_memory_that_something_can_still_write_to_is_refused():
