@@ -10,6 +10,7 @@ import builtins
 import functools
 import inspect as inspect_module
 import io
+import math
 import os
 import sys
 import threading
@@ -456,8 +457,8 @@ def _check_seed(seed: Any) -> None:
 
 
 def _checked_timeout(timeout_s: float | None) -> float | None:
-    if timeout_s is not None and not timeout_s > 0:
-        raise ValueError(f"timeout_s must be a positive number of seconds, got {timeout_s!r}")
+    if timeout_s is not None and not 0 < timeout_s < math.inf:
+        raise ValueError(f"timeout_s must be a positive number of seconds, or None for no limit; got {timeout_s!r}")
     return timeout_s
 
 

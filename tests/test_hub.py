@@ -342,7 +342,12 @@ def test_a_reply_of_ten_gigabytes(session, hub):
     assert len(session.load(hub("huge_reply"), "text", 100)) == 100 << 20
 
 
-@pytest.mark.parametrize("timeout_s", [0, -1, float("nan")])
+@pytest.mark.parametrize("timeout_s", [1e7, 1e300])
+def test_a_timeout_may_be_longer_than_the_system_can_wait(session, hub, timeout_s):
+    assert session.load(hub("good"), "returns_number", timeout_s=timeout_s) == 0.25
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf")])
 def test_a_timeout_that_is_none_is_refused(session, hub, timeout_s):
     with pytest.raises(ValueError, match="timeout_s"):
         session.load(hub("good"), "model", timeout_s=timeout_s)

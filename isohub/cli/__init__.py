@@ -1,0 +1,1 @@
+"""The command line: parses, asks `isohub.hub`, prints. It decides nothing. Side: caller."""

@@ -136,8 +136,16 @@ def _from_import_name(text: str, name: str) -> Dependency:
         return Dependency(text, top, requirement=None)
     if len(parts) == 1 and canonicalize_name(top) in _IMPORT_OF:  # "Pillow", "PyYAML": pip's name
         return Dependency(text, _IMPORT_OF[canonicalize_name(top)].split(".")[0], top)
-    # Python takes other scripts in identifiers, an index does not.
-    return Dependency(text, top, top if top.isascii() else None)
+    return Dependency(text, top, top if _is_requirement(top) else None)
+
+
+def _is_requirement(name: str) -> bool:
+    """Whether an index could have it: Python takes other scripts and a leading underscore, an index does not."""
+    try:
+        Requirement(name)
+    except InvalidRequirement:
+        return False
+    return True
 
 
 def unmet(dependencies: Sequence[Dependency], not_found: Collection[str]) -> tuple[Dependency, ...]:

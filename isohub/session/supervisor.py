@@ -539,8 +539,8 @@ class Faulted(Exception):  # noqa: N818 - between this module and `handles`, whi
 
 
 def _milliseconds(deadline: float | None) -> float | None:
-    # Rounded up: a poll of 0 ms just before the deadline would spin.
-    return None if deadline is None else max(0.0, (deadline - time.monotonic()) * 1000 + 1)
+    # Rounded up: a poll of 0 ms just before the deadline would spin. poll(2) takes a C int; waiters look again.
+    return None if deadline is None else min(max(0.0, (deadline - time.monotonic()) * 1000 + 1), 2.0**31 - 1)
 
 
 def _status_words(status: int | None) -> tuple[str | None, int | None, str]:

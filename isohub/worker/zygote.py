@@ -218,6 +218,8 @@ def _become_worker(
         os.setsid()
         os.dup2(stdout, 1)
         os.dup2(stderr, 2)
+        # A worker is killed when it is no longer needed: what waited in a buffer would be lost.
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         layers = confine(directory, request["variables"], [channel])
         from isohub.worker.serve import serve
 

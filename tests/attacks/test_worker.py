@@ -157,7 +157,9 @@ def test_c8_a_repo_cannot_ignore_its_end(secretive, hub):
 
 
 def clean(text):
-    return not any((ord(char) < 32 and char not in "\n\t") or 127 <= ord(char) < 160 or char == "\u202e" for char in text)
+    return not any(
+        (ord(char) < 32 and char not in "\n\t") or 127 <= ord(char) < 160 or char == "\u202e" for char in text
+    )
 
 
 def test_c10_escapes_are_neutralised_wherever_they_are_shown(secretive, hub, caplog):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
-import types
 
 import pytest
 from hypothesis import given

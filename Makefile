@@ -1,0 +1,59 @@
+# Every target makes .venv first, on a machine with Python and nothing else. `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+# Present while .venv is being made: an interrupted run leaves it, and the next begins again.
+HALF_MADE := $(VENV)/half-made
+
+# The quick ones first; model code from elsewhere last.
+SLOW_TESTS := $(wildcard tests/real)
+NO_TESTS := tests/hubs tests/servers tests/__pycache__ tests/conftest.py tests/__init__.py
+TESTS := $(filter-out $(SLOW_TESTS) $(NO_TESTS),$(patsubst %/,%,$(sort $(wildcard tests/*/ tests/*.py)))) $(SLOW_TESTS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint types imports bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv and install isohub in it, with what the tests need
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+		echo "isohub needs Python 3.10 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1 || true)." >&2; \
+		echo "hint: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@if [ -e $(HALF_MADE) ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		rm -rf $(VENV) && mkdir -p $(VENV) && touch $(HALF_MADE) && $(PYTHON) -m venv $(VENV) || { \
+		echo "hint: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }; fi
+	@touch $(HALF_MADE)
+	@echo "installing isohub and what it needs into $(VENV), once"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]' || { \
+		rm -f $(HALF_MADE); exit 1; }
+	@rm -f $(HALF_MADE) && touch $@
+
+demo: $(STAMP) ## show two refs of one repo, by torch.hub and by isohub
+	@$(BIN)/isohub demo
+
+test: $(STAMP) ## run the tests
+	$(BIN)/python -m pytest $(TESTS)
+
+check: lint types imports test ## what CI runs: lint, types, imports, tests
+
+lint: $(STAMP) ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## mypy
+	$(BIN)/mypy
+
+imports: $(STAMP) ## import-linter
+	$(BIN)/lint-imports
+
+bench: $(STAMP) ## measure; docs/performance.md says what
+	$(BIN)/python -m benchmarks
+
+clean: ## remove .venv and what the tools keep
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,62 @@
+"""The repos that are loaded, written to a temporary directory by the run itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["write_hub"]
+
+_HUBCONF = '''\
+dependencies = ["torch"]
+
+import torch
+from network import Convolutions, Linears, Twice
+
+
+def twice():
+    """x * 2: cheap, so that what a call costs is not the model's."""
+    return Twice()
+
+
+def convolutions(megabytes):
+    """A network of that size, in layers of half a megabyte, with torch's own initial values."""
+    return Convolutions(megabytes).eval()
+
+
+def linears(megabytes):
+    """A network of that size, in layers of at most 64 MB, with torch's own initial values."""
+    return Linears(megabytes).eval()
+'''
+
+_NETWORK = """\
+import torch
+from torch import nn
+
+
+class Twice(nn.Module):
+    def forward(self, x):
+        return x * 2
+
+
+class Convolutions(nn.Sequential):
+    CHANNELS = 120  # 120 * 120 * 9 * 4 bytes: 518 kB a layer
+
+    def __init__(self, megabytes):
+        layers = max(1, round(megabytes * 1e6 / (self.CHANNELS**2 * 9 * 4)))
+        super().__init__(*(nn.Conv2d(self.CHANNELS, self.CHANNELS, 3, padding=1) for _ in range(layers)))
+
+
+class Linears(nn.Sequential):
+    def __init__(self, megabytes):
+        width = 4096 if megabytes >= 64 else 1024
+        layers = max(1, round(megabytes * (1 << 20) / (width * width * 4)))
+        super().__init__(*(nn.Linear(width, width, bias=False) for _ in range(layers)))
+"""
+
+
+def write_hub(directory: Path) -> Path:
+    """Write the repo; returns its directory."""
+    directory.mkdir(parents=True)
+    (directory / "hubconf.py").write_text(_HUBCONF)
+    (directory / "network.py").write_text(_NETWORK)
+    return directory

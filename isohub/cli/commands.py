@@ -1,0 +1,200 @@
+"""The commands that look at a repo and at isohub's own directories. None of them imports torch here.
+
+Side: caller. Trust: names, signatures and docstrings are the repo's; `output` escapes them.
+"""
+
+from __future__ import annotations
+
+from inspect import cleandoc
+from typing import Any
+
+import click
+
+from isohub.cli.options import Settings, output_options, pass_settings, pinned, repo_options, timeout_option
+from isohub.cli.output import Block, Table
+
+__all__ = ["cache", "fetch", "help_", "inspect", "list_", "trust"]
+
+
+@click.command("list")
+@click.argument("repo")
+@repo_options
+@timeout_option
+@output_options
+@pass_settings
+def list_(settings: Settings, /, repo: str, timeout_s: float | None, **options: Any) -> None:
+    """List a repo's entrypoints; hubconf.py runs in a worker."""
+    from isohub.hub import Session
+
+    with Session(timeout_s=timeout_s) as session:
+        checkout, reference = pinned(session, repo, settings.progress, **options)
+        names = session.list(reference, skip_validation=options["skip_validation"], verbose=False)
+    found = {"repo": checkout.pin.name, "commit": checkout.commit, "entrypoints": names}
+    settings.output.result(found, *names, quiet=names)
+
+
+@click.command("help")
+@click.argument("repo")
+@click.argument("model")
+@repo_options
+@timeout_option
+@output_options
+@pass_settings
+def help_(settings: Settings, /, repo: str, model: str, timeout_s: float | None, **options: Any) -> None:
+    """Show an entrypoint's docstring; hubconf.py runs in a worker."""
+    from isohub.hub import Session
+
+    with Session(timeout_s=timeout_s) as session:
+        checkout, reference = pinned(session, repo, settings.progress, **options)
+        text = session.help(reference, model, skip_validation=options["skip_validation"], verbose=False)
+    found = {"repo": checkout.pin.name, "commit": checkout.commit, "model": model, "help": text}
+    shown = None if text is None else cleandoc(text)
+    settings.output.result(
+        found, f"{model} has no docstring" if shown is None else shown, quiet=(shown or "").splitlines()
+    )
+
+
+@click.command("inspect")
+@click.argument("repo")
+@repo_options
+@output_options
+@pass_settings
+def inspect(settings: Settings, /, repo: str, **options: Any) -> None:
+    """Read hubconf.py as text; nothing of the repo runs."""
+    from isohub.hub import Session
+
+    with Session() as session:
+        checkout, reference = pinned(session, repo, settings.progress, **options)
+        outline = session.inspect(reference, skip_validation=options["skip_validation"], verbose=False)
+    names = [entrypoint.name for entrypoint in outline.entrypoints]
+    rows = [
+        (entry.name + (entry.signature or ""), entry.kind, str(entry.line), _first_line(entry.doc))
+        for entry in outline.entrypoints
+    ]
+    blocks: list[Block] = [f"{checkout.pin.name}  {_first_line(outline.doc)}".rstrip()]
+    dependencies = ", ".join(outline.dependencies) or "none"
+    blocks.append(
+        f"dependencies: {dependencies}" + (", and others that only running tells" * outline.dependencies_unreadable)
+    )
+    blocks.append(
+        Table(("entrypoint", "kind", "line", "says"), rows, right=frozenset({2})) if rows else "no entrypoint"
+    )
+    if outline.star_imports:
+        blocks.append(f"there may be more, from: {', '.join(outline.star_imports)}")
+    if outline.undecided:
+        blocks.append(f"callable or not, only running tells: {', '.join(outline.undecided)}")
+    found = {"repo": checkout.pin.name, "commit": checkout.commit, **outline.to_dict()}
+    settings.output.result(found, *blocks, quiet=names)
+
+
+@click.command("fetch")
+@click.argument("repo")
+@repo_options
+@output_options
+@pass_settings
+def fetch(settings: Settings, /, repo: str, **options: Any) -> None:
+    """Download a repo at one commit; nothing of it runs."""
+    from isohub.hub import Session
+
+    with Session() as session:
+        checkout = session.fetch(repo, verbose=settings.progress, **options)
+    pin = checkout.pin
+    found = {
+        "repo": pin.name,
+        "reference": str(pin.reference),
+        "ref": pin.ref_name,
+        "commit": checkout.commit,
+        "validated": pin.validated,
+        "path": str(checkout.path),
+        "tree": checkout.tree,
+        "submodules": list(checkout.submodules),
+        "lfs_pointers": list(checkout.lfs_pointers),
+    }
+    blocks = [f"commit  {checkout.commit}", f"path    {checkout.path}"]
+    if pin.ref_name is not None:
+        blocks.insert(0, f"ref     {pin.ref_name}")
+    if not pin.validated:
+        blocks.append("not shown to be a commit of this repo (--skip-validation)")
+    if checkout.submodules:
+        blocks.append(f"submodules left empty: {', '.join(checkout.submodules)}")
+    if checkout.lfs_pointers:
+        blocks.append(f"Git LFS pointers in place of files: {', '.join(checkout.lfs_pointers)}")
+    settings.output.result(found, *blocks, quiet=[str(checkout.path)])
+
+
+@click.group("trust")
+def trust() -> None:
+    """Say which repos may open programs in your process.
+
+    Programs are TorchScript and ExportedProgram: opening one can run the repo's code with all of your powers.
+    Nothing else needs trust.
+    """
+
+
+@trust.command("add")
+@click.argument("repo")
+@output_options
+@pass_settings
+def trust_add(settings: Settings, /, repo: str) -> None:
+    """Trust a repo: exactly this host, owner and name, all its commits."""
+    from isohub.hub import Session
+
+    name = _identity(repo)
+    with Session() as session:
+        session.trust(repo)
+    settings.output.result({"repo": name, "trusted": True}, f"{name} is trusted")
+
+
+@trust.command("rm")
+@click.argument("repo")
+@output_options
+@pass_settings
+def trust_rm(settings: Settings, /, repo: str) -> None:
+    """Trust a repo no longer."""
+    from isohub.hub import Session
+
+    name = _identity(repo)
+    with Session() as session:
+        removed = session.untrust(repo)
+    words = f"{name} is trusted no longer" if removed else f"{name} was not trusted"
+    settings.output.result({"repo": name, "trusted": False, "removed": removed}, words)
+
+
+@trust.command("ls")
+@output_options
+@pass_settings
+def trust_ls(settings: Settings) -> None:
+    """List the trusted repos."""
+    from isohub.hub import Session
+
+    with Session() as session:
+        names = session.trusted()
+    settings.output.result({"trusted": names}, *(names or ["no repo is trusted"]), quiet=names)
+
+
+@click.group("cache")
+def cache() -> None:
+    """Say where checkouts and weights are kept."""
+
+
+@cache.command("dir")
+@output_options
+@pass_settings
+def cache_dir(settings: Settings) -> None:
+    """Print the directory; ISOHUB_HOME sets it."""
+    from isohub.hub import get_dir
+
+    place = str(get_dir())
+    settings.output.result({"dir": place}, place, quiet=[place])
+
+
+def _identity(repo: str) -> str:
+    from isohub.repos.reference import parse
+
+    reference = parse(repo)
+    return f"{reference.host}/{reference.owner}/{reference.repo}"
+
+
+def _first_line(text: str | None) -> str:
+    stripped = (text or "").strip()
+    return stripped.splitlines()[0] if stripped else ""
