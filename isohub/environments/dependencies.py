@@ -9,20 +9,19 @@ Runs in the caller. Every entry is text that the repo controls.
 
 from __future__ import annotations
 
-import importlib.metadata
+import re
 import shlex
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from packaging.markers import Marker, UndefinedComparison, UndefinedEnvironmentName
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
-
 from isohub.errors import MissingDependenciesError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
+
+    from packaging.markers import Marker
+    from packaging.requirements import Requirement
 
 __all__ = ["Dependency", "missing_error", "parse_dependencies", "unmet"]
 
@@ -59,7 +58,14 @@ _DISTRIBUTION_OF = {
     "yaml": "PyYAML",
     "zmq": "pyzmq",
 }
-_IMPORT_OF: dict[str, str] = {canonicalize_name(distribution): name for name, distribution in _DISTRIBUTION_OF.items()}
+
+
+def _canonical(name: str) -> str:
+    """A distribution's name as an index compares it. Source: PEP 503."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+_IMPORT_OF: dict[str, str] = {_canonical(distribution): name for name, distribution in _DISTRIBUTION_OF.items()}
 # Other builds of the same module.
 _IMPORT_OF.update({"opencv-python-headless": "cv2", "opencv-contrib-python": "cv2", "faiss-gpu": "faiss"})
 
@@ -102,13 +108,12 @@ def _parse(text: str) -> Dependency | None:
     stripped = text.strip()
     if all(part.isidentifier() for part in stripped.split(".")):
         return _from_import_name(text, stripped)
-    try:
-        requirement = Requirement(stripped)
-    except InvalidRequirement:
+    requirement = _requirement(stripped)
+    if requirement is None:
         return Dependency(text, import_name=None, requirement=None)
     if requirement.marker is not None and not _holds_here(requirement.marker):
         return None
-    import_name = _IMPORT_OF.get(canonicalize_name(requirement.name)) or requirement.name.replace("-", "_")
+    import_name = _IMPORT_OF.get(_canonical(requirement.name)) or requirement.name.replace("-", "_")
     top = import_name.split(".")[0]
     if requirement.url is not None or not top.isidentifier():
         return Dependency(text, top if top.isidentifier() else None, requirement=None)
@@ -118,7 +123,19 @@ def _parse(text: str) -> Dependency | None:
     return Dependency(text, top, f"{name}{extras}{requirement.specifier}")
 
 
+def _requirement(text: str) -> Requirement | None:
+    """A PEP 508 requirement, or None. Most entries are plain names, which need no parser of that size."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    try:
+        return Requirement(text)
+    except InvalidRequirement:
+        return None
+
+
 def _holds_here(marker: Marker) -> bool:
+    from packaging.markers import UndefinedComparison, UndefinedEnvironmentName
+
     try:
         return marker.evaluate()
     except (UndefinedComparison, UndefinedEnvironmentName):
@@ -134,18 +151,15 @@ def _from_import_name(text: str, name: str) -> Dependency:
         return Dependency(text, top, known)
     if top in sys.stdlib_module_names:
         return Dependency(text, top, requirement=None)
-    if len(parts) == 1 and canonicalize_name(top) in _IMPORT_OF:  # "Pillow", "PyYAML": pip's name
-        return Dependency(text, _IMPORT_OF[canonicalize_name(top)].split(".")[0], top)
+    if len(parts) == 1 and _canonical(top) in _IMPORT_OF:  # "Pillow", "PyYAML": pip's name
+        return Dependency(text, _IMPORT_OF[_canonical(top)].split(".")[0], top)
     return Dependency(text, top, top if _is_requirement(top) else None)
 
 
 def _is_requirement(name: str) -> bool:
     """Whether an index could have it: Python takes other scripts and a leading underscore, an index does not."""
-    try:
-        Requirement(name)
-    except InvalidRequirement:
-        return False
-    return True
+    # PEP 508's names, and no more: of what begins like an option nothing may reach a command line.
+    return re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", name) is not None
 
 
 def unmet(dependencies: Sequence[Dependency], not_found: Collection[str]) -> tuple[Dependency, ...]:
@@ -163,12 +177,21 @@ def _is_met(dependency: Dependency, not_found: Collection[str]) -> bool:
         return False
     if dependency.requirement is None:
         return True
-    requirement = Requirement(dependency.requirement)
+    if _is_requirement(dependency.requirement):
+        return True  # a name, and any version
+    requirement = _requirement(dependency.requirement)
+    version = None if requirement is None else _installed_version(requirement.name)
+    # Importable, and under another distribution's name: its version is not known.
+    return requirement is None or version is None or requirement.specifier.contains(version, prereleases=True)
+
+
+def _installed_version(name: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
-        version = importlib.metadata.version(requirement.name)
-    except importlib.metadata.PackageNotFoundError:
-        return True  # importable, and under another distribution's name: its version is not known
-    return requirement.specifier.contains(version, prereleases=True)
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def missing_error(missing: Sequence[Dependency], reference: str, commit: str) -> MissingDependenciesError:
@@ -201,8 +224,6 @@ def _described(dependency: Dependency) -> str:
     text = str(dependency)
     if dependency.requirement is None:
         return f"{text} (not from a package index)"
-    try:
-        installed = importlib.metadata.version(Requirement(dependency.requirement).name)
-    except importlib.metadata.PackageNotFoundError:
-        return text
-    return f"{text} ({installed} is installed)"
+    requirement = _requirement(dependency.requirement)
+    installed = None if requirement is None else _installed_version(requirement.name)
+    return text if installed is None else f"{text} ({installed} is installed)"

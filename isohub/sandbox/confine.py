@@ -32,9 +32,10 @@ MISSING: Tuple[str, ...] = ("landlock", "seccomp", "namespaces", "limits")
 
 #: The only variables of the caller's that a worker sees: locale, time zone, threads, processor and GPU choice.
 PASSED_VARIABLES: Tuple[str, ...] = (
-    "CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "KMP_AFFINITY", "KMP_BLOCKTIME", "LANG", "LANGUAGE",
-    "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "OMP_NUM_THREADS",
-    "OMP_WAIT_POLICY", "OPENBLAS_NUM_THREADS", "PATH", "TORCH_CPP_LOG_LEVEL", "TZ",
+    "CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "GOMP_CPU_AFFINITY", "GOMP_SPINCOUNT", "KMP_AFFINITY",
+    "KMP_BLOCKTIME", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OPENBLAS_NUM_THREADS", "PATH",
+    "TORCH_CPP_LOG_LEVEL", "TZ",
 )  # fmt: skip
 
 _PR_SET_PDEATHSIG = 1

@@ -17,10 +17,12 @@ import os
 import queue
 import selectors
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 
 from isohub.errors import printable
+from isohub.wire.protocol import close_descriptors
 
 __all__ = ["Background", "Output"]
 
@@ -105,6 +107,9 @@ class Background:
     def __init__(self) -> None:
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        # Closed with the object and not by `close`: a finalizer may hand over work at any later time, and its
+        # byte must not land in whatever has got the number by then.
+        weakref.finalize(self, close_descriptors, [self._wake_read, self._wake_write]).atexit = False
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wake_read, selectors.EVENT_READ)
         self._thread: threading.Thread | None = None
@@ -146,11 +151,9 @@ class Background:
             if isinstance(key.data, Output):
                 key.data.close()
         self._selector.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # full: it is awake already; closed: there is nothing to wake
+        with contextlib.suppress(BlockingIOError):  # full: it is awake already
             os.write(self._wake_write, b"\0")
 
     def _register(self, output: Output) -> None:

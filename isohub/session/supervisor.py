@@ -279,9 +279,8 @@ class Worker:
             if arena is not None and not any(arena is known for known in self._known_arenas)
         }
         released = []
-        with contextlib.suppress(queue.Empty):
-            while True:
-                released.append(self._released.get_nowait())
+        while not self._released.empty():  # this thread alone takes from it
+            released.append(self._released.get_nowait())
         message = {
             "number": self._conversation.number + 1,
             "op": question.op,

@@ -48,6 +48,13 @@ __all__ = [
 #: torch allocates CPU memory at 64 bytes (c10/core/alignment.h, gAlignment); one cache line.
 ALIGNMENT = 64
 
+# Below this, malloc's own reuse is as good; above, its mappings come fresh from the kernel each time.
+_SMALLEST_REUSED_BYTES = 1 << 20
+# Sizes are rounded up to this, so that answers of nearly one size share their memory.
+_REUSED_STEP_BYTES = 1 << 20
+#: What is kept for reuse, in one process.
+_LARGEST_REUSED_BYTES = 128 << 20
+
 #: An inbox larger than this is let go, by both sides, after the question that needed it.
 LARGEST_KEPT_BYTES = 256 << 20
 
@@ -66,17 +73,22 @@ _DTYPE_SIZES = {
     "float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1, "float8_e8m0fnu": 1,
 }  # fmt: skip
 
+_dtypes: Dict[str, Tuple[Any, int]] = {}
+
 # One view that covers less than this share of its storage is sent as a contiguous copy instead.
 _SPARSE_VIEW_RATIO = 2
 
 
 def dtype_named(name: str) -> Optional[Tuple[Any, int]]:
     """The torch dtype of that name and its size in bytes, or None. Trust: the name may be a worker's."""
-    import torch
+    known = _dtypes.get(name)
+    if known is None and name in _DTYPE_SIZES:
+        import torch
 
-    size = _DTYPE_SIZES.get(name)
-    dtype = None if size is None else getattr(torch, name, None)
-    return None if size is None or dtype is None else (dtype, size)
+        dtype = getattr(torch, name, None)
+        if dtype is not None:
+            known = _dtypes[name] = dtype, _DTYPE_SIZES[name]
+    return known
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -92,13 +104,18 @@ def _map(descriptor: int, size_bytes: int, sharing: int) -> Any:
     Not Python's mmap: that keeps a descriptor of its own for each mapping, and a harness that keeps a thousand
     state dicts would run out of them.
     """
-    address = _libc.mmap(None, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, sharing, descriptor, 0)
-    if address is None or address == _MAP_FAILED:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    address = _mapped(descriptor, size_bytes, sharing)
     carrier = (ctypes.c_char * size_bytes).from_address(address)
     weakref.finalize(carrier, _libc.munmap, address, size_bytes).atexit = False
     return carrier
+
+
+def _mapped(descriptor: int, size_bytes: int, flags: int) -> int:
+    address = _libc.mmap(None, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, descriptor, 0)
+    if address is None or address == _MAP_FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return int(address)
 
 
 class Arena:
@@ -345,16 +362,59 @@ def viewing(memory: Any) -> Callable[[int, int], Any]:
 
 
 def copying(address: int) -> Callable[[int, int], Any]:
-    """Storages that are fresh copies of mapped memory at `address`."""
+    """Storages that are copies of mapped memory at `address`, and share nothing with it."""
     import torch
 
     def storage(offset: int, size: int) -> Any:
-        fresh = torch.empty(size, dtype=torch.uint8).untyped_storage()
+        if size >= _SMALLEST_REUSED_BYTES:
+            own = torch.frombuffer(_reusable.take(size), dtype=torch.uint8, count=size).untyped_storage()
+        else:
+            own = torch.empty(size, dtype=torch.uint8).untyped_storage()
         if size:
-            ctypes.memmove(fresh.data_ptr(), address + offset, size)
-        return fresh
+            ctypes.memmove(own.data_ptr(), address + offset, size)
+        return own
 
     return storage
+
+
+class _Reusable:
+    """Private memory of large answers, used again once no tensor holds it.
+
+    Fresh pages are what a large answer costs: the kernel zeroes each on its first touch, which takes three times
+    as long as the copy. An anonymous private mapping is the caller's own; no worker ever sees it.
+    """
+
+    def __init__(self) -> None:
+        self._free: Dict[int, List[int]] = {}  # size: addresses
+        self._free_bytes = 0
+
+    def take(self, size_bytes: int) -> Any:
+        """Memory of at least this size as a ctypes array. It comes back by itself with its last reference."""
+        size_bytes = -(-size_bytes // _REUSED_STEP_BYTES) * _REUSED_STEP_BYTES
+        free = self._free.get(size_bytes)
+        try:
+            address = free.pop() if free else None
+        except IndexError:  # another thread took it
+            address = None
+        if address is None:
+            address = _mapped(-1, size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        else:
+            self._free_bytes -= size_bytes
+        carrier = (ctypes.c_char * size_bytes).from_address(address)
+        weakref.finalize(carrier, self._give_back, address, size_bytes).atexit = False
+        return carrier
+
+    def _give_back(self, address: int, size_bytes: int) -> None:
+        # Runs at any moment, in any thread: list and dict operations that are atomic, and no lock. Two threads
+        # at once may keep a little more or less than the limit.
+        if self._free_bytes + size_bytes > _LARGEST_REUSED_BYTES:
+            _libc.munmap(address, size_bytes)
+            return
+        self._free_bytes += size_bytes
+        self._free.setdefault(size_bytes, []).append(address)
+
+
+_reusable = _Reusable()
 
 
 def unload(claims: Claims, size_bytes: int, storage_at: Callable[[int, int], Any]) -> Tuple[List[Any], List[Any]]:

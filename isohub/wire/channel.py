@@ -111,6 +111,7 @@ class Channel:
         """Close the socket and every descriptor that no frame took."""
         self._reader.close()
         self._end.close()
+        self._wait = None  # its owner's method: without this the two would keep each other until a collection
 
 
 def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> List[int]:

@@ -10,7 +10,6 @@ Side: worker. Trust: everything here runs the repo's code with the worker's powe
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import random
@@ -57,7 +56,6 @@ class Hubconf:
             for name in sorted(os.listdir(path)):
                 if name not in (".git", "__pycache__"):
                     os.symlink(os.path.join(path, name), name)
-        importlib.invalidate_caches()
         return [name for name in dependencies if name not in sys.modules and not _can_find(name)]
 
     def module(self) -> Any:
@@ -117,7 +115,12 @@ def seed_everything(seed: Optional[int]) -> None:
 
     if seed is None:
         seed = int.from_bytes(os.urandom(8), "little") >> 1
-    torch.manual_seed(seed)
+    # In a worker only: to ask in the zygote would initialise CUDA there, and a fork could not use it any more.
+    if torch.cuda.is_available() or (hasattr(torch, "xpu") and torch.xpu.is_available()):
+        torch.manual_seed(seed)
+    else:
+        # torch.manual_seed would note a seed, with a formatted stack, for each accelerator that is not there.
+        torch.default_generator.manual_seed(seed)
     random.seed(seed)
     if _can_find("numpy"):
         import numpy

@@ -97,7 +97,7 @@ def _import_ahead() -> None:
     import torch
 
     try:
-        import numpy  # noqa: F401
+        import numpy.random  # noqa: F401 - seven shared libraries, which every worker's seeding would load
     except ImportError:
         pass
     from isohub.worker import serve  # noqa: F401

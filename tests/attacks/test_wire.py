@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pickle
@@ -380,6 +381,8 @@ def test_any_frames_give_a_value_or_an_error_and_nothing_is_left(frames):
             liar.link.ask("run", phase="being lied to")
         except errors.IsohubError:
             pass
+    del liar
+    gc.collect()
     assert eventually(lambda: open_descriptors() <= before)
 
 

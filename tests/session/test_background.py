@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
@@ -96,3 +97,21 @@ def test_close_does_what_is_left():
     background.defer(lambda: done.append("late"))
     background.start()
     assert done == list(range(100))
+
+
+def test_work_handed_over_after_the_end_writes_to_nobody():
+    """Found by a worker that saw a byte too many: a closed descriptor's number had become its socket's."""
+    background = Background()
+    background.start()
+    background.close()
+    ends = [os.pipe() for _ in range(20)]
+    for _ in range(100):
+        background.defer(lambda: None)
+    for read, write in ends:
+        os.close(write)
+        assert os.read(read, 10) == b""
+        os.close(read)
+    before = open_descriptors()
+    del background
+    gc.collect()
+    assert open_descriptors() == before - 2
