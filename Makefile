@@ -52,7 +52,7 @@ imports: $(STAMP) ## import-linter
 	$(BIN)/lint-imports
 
 bench: $(STAMP) ## measure; docs/performance.md says what
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --write docs/performance.md
 
 clean: ## remove .venv and what the tools keep
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
