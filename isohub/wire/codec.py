@@ -503,13 +503,13 @@ def _numpy() -> Any:
 
 
 def _class_name(value: Any) -> str:
-    name = type(value).__name__
+    name = value.class_name if isinstance(value, (TupleRecord, MappingRecord)) else type(value).__name__
     return name.encode("utf-8", "replace").decode("utf-8")[:_MAX_NAME_CHARS]
 
 
 def _field_names(value: Any) -> Optional[List[str]]:
     """Names of a named tuple's or a structseq's (torch.return_types) fields, else None."""
-    names = getattr(type(value), "_fields", None)
+    names = value._fields if isinstance(value, TupleRecord) else getattr(type(value), "_fields", None)
     if names is None and getattr(type(value), "n_fields", None) == len(value):
         names = getattr(type(value), "__match_args__", None)
     if isinstance(names, tuple) and len(names) == len(value) and all(type(name) is str for name in names):

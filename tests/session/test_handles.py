@@ -182,6 +182,14 @@ def test_a_mapping_with_a_class_comes_back_by_key_attribute_and_position(mlp):
     assert out.to_tuple()[1] == 0.5
 
 
+def test_records_may_be_passed_back(session, hub, echo):
+    with session.load(hub("good"), "namedtuple_output") as handle:
+        out = handle(torch.ones(2, 4))
+    back = echo(out)
+    assert (back.class_name, back._fields) == (out.class_name, out._fields)
+    assert torch.equal(back.boxes, out.boxes)
+
+
 def test_an_argument_of_a_class_of_the_callers_goes_by_pickle(mlp):
     assert mlp.run(lambda module, point: point.x + point.y, Point(1, 2)) == 3
     assert mlp.run(lambda module, path: str(path), Path("/a/b")) == "/a/b"
