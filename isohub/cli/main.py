@@ -97,6 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # A command returns None; an exit status comes from `Context.exit`.
         status = isohub_group.main(arguments, prog_name="isohub", standalone_mode=False, obj=settings)
         sys.exit(status or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        sys.stdout.write(f"{error.format_message()}\n")
+        sys.exit(0)
     except click.Abort:
         sys.stderr.write("interrupted\n")
         sys.exit(_INTERRUPTED)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from isohub.errors import IsohubError, ProtocolError, printable
+from isohub.session.gradients import severed
 from isohub.session.link import Remote, Stats, refuse_pickle
 
 if TYPE_CHECKING:
@@ -382,7 +383,8 @@ class RemoteObject:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the remote object."""
         remote = self._isohub
-        return remote.ask("call", "", args, kwargs, phase=f"calling a {remote.class_name}")
+        answer = remote.ask("call", "", args, kwargs, phase=f"calling a {remote.class_name}")
+        return severed(answer, [args, kwargs], remote.link.worker.name)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__"):

@@ -27,6 +27,7 @@ from isohub.errors import (
 )
 from isohub.repos.naming import near_names
 from isohub.session.arguments import pickled
+from isohub.session.gradients import severed
 from isohub.session.supervisor import Faulted, Question, Worker
 from isohub.wire.codec import TooLargeToEncode
 
@@ -303,7 +304,8 @@ class Remote:
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Call the object, or its method of that name."""
-        return self.ask("call", name, args, kwargs, phase=f"calling {name or 'forward'}()")
+        answer = self.ask("call", name, args, kwargs, phase=f"calling {name or 'forward'}()")
+        return severed(answer, [args, dict(kwargs)], self.link.worker.name)
 
     def operate(self, operation: str, *args: Any) -> Any:
         """One of Python's own operations: ``getattr``, ``len``, ``getitem`` ..."""

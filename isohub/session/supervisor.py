@@ -6,8 +6,8 @@ Rules:
    the zygote tells the end of the worker, and whose own end tells the end of the zygote.
 2. A worker that breaks the protocol, passes its deadline, or is interrupted in the middle of a frame is
    killed, by pidfd, so that no other process can be hit.
-3. A caller that is interrupted while it only waits (Ctrl-C) leaves the question open; the answer is thrown
-   away when the next question is asked.
+3. A caller that is interrupted while it only waits (Ctrl-C) has its worker interrupted too, and leaves the
+   question open; the answer is thrown away when the next question is asked.
 4. A worker that is gone stays gone: every later question gets the same error.
 
 Side: caller. Trust: what comes from a worker is hostile until `replies` and `wire` have checked it.
@@ -141,6 +141,7 @@ class Worker:
         self._conversation = Conversation()
         self._deadline: float | None = None
         self._stage = _Stage.IDLE
+        self._abandoned = ""  # what was under way when a caller was interrupted
         self._closing = False
         self._kill_lock = threading.Lock()
         self._obituary: IsohubError | None = None
@@ -233,11 +234,17 @@ class Worker:
                 raise self._died(question.phase) from None
             except _DeadlinePassed:
                 assert question.timeout_s is not None
-                raise self._timed_out(question.phase, question.timeout_s) from None
+                phase = (
+                    f"{self._abandoned}, from which its caller was interrupted," if self._abandoned else question.phase
+                )
+                raise self._timed_out(phase, question.timeout_s) from None
             except ProtocolError as error:
                 raise self._broke_protocol(error, question.phase) from error
             except BaseException as error:
-                if not isinstance(error, Exception) and self._stage in (_Stage.SENDING, _Stage.READING):
+                if self._stage is _Stage.WAITING:
+                    self._signal(signal.SIGINT)
+                    self._abandoned = question.phase
+                elif not isinstance(error, Exception) and self._stage in (_Stage.SENDING, _Stage.READING):
                     self._bury(
                         SessionClosedError(f"the worker of {self.name} was interrupted in the middle of a message")
                     )
@@ -251,6 +258,7 @@ class Worker:
             reply, descriptors = self._hear_frame()
             close_descriptors(descriptors)
             self._note_kept(reply)
+        self._abandoned = ""
         self._stage = _Stage.IDLE
 
     def _pack(self, question: Question, other: Callable[[Cargo, Any], Any]) -> tuple[bytes, list[Arena]]:
@@ -490,10 +498,13 @@ class Worker:
 
     def kill(self) -> None:
         """SIGKILL, if it lives."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
         with self._kill_lock:  # the number must not become another process's between the look and the call
             if self._pidfd >= 0:
                 with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                    signal.pidfd_send_signal(self._pidfd, number)
 
     def _bury(self, obituary: IsohubError) -> None:
         """Let go of everything; `obituary` is what later questions get."""

@@ -15,6 +15,7 @@ import json
 import operator
 import os
 import reprlib
+import signal
 import sys
 import traceback
 import types
@@ -69,6 +70,7 @@ def serve(end: Any, layers: Layers) -> None:
     seed_everything(None)
     channel = Channel(end)
     server = Server()
+    signal.signal(signal.SIGINT, server.interrupted)
     try:
         channel.send(_dump({"event": "ready", "number": 0, "layers": [list(layers.active), list(layers.missing)]}))
         while True:
@@ -96,6 +98,13 @@ class Server:
         self._inbox: Optional[Arena] = None
         self._inbox_references = 0
         self._outbox: Optional[Arena] = None
+        self._interruptible = False
+
+    def interrupted(self, *_: object) -> None:
+        """The caller does not wait any more (SIGINT): stop what runs, and stay."""
+        if self._interruptible:
+            self._interruptible = False  # once: what follows is the way out
+            raise KeyboardInterrupt("the caller was interrupted")
 
     def answer(self, question: Dict[str, Any], descriptors: Sequence[int]) -> Tuple[bytes, List[int]]:
         """One answer, whatever happens: a frame's body, and descriptors that the sender then closes."""
@@ -154,8 +163,13 @@ class Server:
 
     def _perform(self, question: Dict[str, Any]) -> Tuple[Dict[str, Any], Optional[int]]:
         args = self._arguments(question)
+        operation = getattr(self, "do_" + question["op"])
         with _modes(question):
-            value = getattr(self, "do_" + question["op"])(*args)
+            try:
+                self._interruptible = True
+                value = operation(*args)
+            finally:
+                self._interruptible = False
         del args
         return self._encode(value, question["limit"], question["parcel"])
 

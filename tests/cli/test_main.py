@@ -131,7 +131,10 @@ def test_interrupted(hub: Callable[[str], str]) -> None:
     time.sleep(0.3)
     started = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    try:
+        out, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
     assert (process.returncode, out, err.strip()) == (130, "", "interrupted")
     assert eventually(lambda: all(gone(child.pid) for child in started))
 

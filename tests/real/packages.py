@@ -325,6 +325,10 @@ class __legacy__:
 """
 
 
+# The backends that the releases below name in their pyproject.toml, as package and module.
+_BACKENDS = (("setuptools", "build_meta"), ("hatchling", "build"), ("flit_core", "buildapi"))
+
+
 def fetch_sdist(name: str, release: Release) -> Path:
     """The verified source distribution, from the cache or from pip's index. Runs nothing of it."""
     cached = CACHE / f"{name}-{release.version}.tar.gz"
@@ -339,9 +343,11 @@ def fetch_sdist(name: str, release: Release) -> Path:
 
 
 def _download(name: str, release: Release, scratch: Path) -> Path:
-    (scratch / "backend" / "setuptools").mkdir(parents=True)
-    (scratch / "backend" / "setuptools" / "__init__.py").touch()
-    (scratch / "backend" / "setuptools" / "build_meta.py").write_text(_BACKEND)
+    for package, module in _BACKENDS:
+        place = scratch / "backend" / package
+        place.mkdir(parents=True)
+        (place / "__init__.py").touch()
+        (place / f"{module}.py").write_text(_BACKEND)
     # With a hash in the requirement, pip refuses any other file before it opens it.
     (scratch / "requirement.txt").write_text(f"{name}=={release.version} --hash=sha256:{release.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",

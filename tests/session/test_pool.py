@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -157,15 +158,25 @@ def test_no_descriptors_left_is_a_clear_error(own, hub):
 
     with own.load(hub("good"), "mlp") as handle:
         handle(torch.ones(1, 4))
+        own.fetch(hub("edits_sys_path"))  # its files have been read once: what is left to open is a worker's
+        gc.collect()
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (open_descriptors() + 2, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_descriptors() + 20, hard))
+        taken = []
         try:
+            with pytest.raises(OSError):
+                while True:
+                    taken.append(os.open(os.devnull, os.O_RDONLY))
+            for _ in range(3):
+                os.close(taken.pop())
             with pytest.raises(errors.WorkerStartError, match="descriptors"):
                 own.load(hub("edits_sys_path"), "model")
             with pytest.raises(errors.WorkerStartError, match="descriptors"):
                 isohub.Session().load(hub("good"), "mlp")
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for descriptor in taken:
+                os.close(descriptor)
         before = open_descriptors()
         assert handle(torch.ones(1, 4)).shape == (1, 2)
         with own.load(hub("edits_sys_path"), "model"):

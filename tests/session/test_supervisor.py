@@ -204,13 +204,56 @@ def test_an_interrupted_call_leaves_the_session_usable(session, hub):
         return seconds
 
     for _ in range(5):
-        timer = threading.Timer(0.1, signal.raise_signal, [signal.SIGINT])
+        timer = threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT])
         timer.start()
         with pytest.raises(KeyboardInterrupt):
             handle.run(slow, 0.3)
         timer.join()
         assert handle.run(slow, 0.0) == 0.0
         assert handle(torch.ones(1, 4)).shape == (1, 2)
+
+
+def test_an_interrupt_reaches_the_worker(session, hub):
+    """Ctrl-C stops what runs there too: the next question does not wait for the rest of it."""
+    handle = session.load(hub("good"), "mlp")
+    state = handle.state_dict()
+
+    def endless(module):
+        while True:
+            time.sleep(0.01)
+
+    for _ in range(3):
+        timer = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT])
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            handle.run(endless)
+        timer.join()
+        started = time.monotonic()
+        assert torch.equal(handle.state_dict()["0.weight"], state["0.weight"])
+        assert time.monotonic() - started < 30
+    pid = session.workers()[0].pid
+    for _ in range(50):  # an interrupt of a worker that is idle, or about to be, is none
+        os.kill(pid, signal.SIGINT)
+        assert handle(torch.ones(1, 4)).shape == (1, 2)
+
+
+def test_a_worker_that_does_not_stop_is_named_for_what_it_still_does(session, hub):
+    handle = session.load(hub("good"), "mlp", timeout_s=1)
+
+    def stubborn(module):
+        while True:
+            try:
+                time.sleep(60)
+            except KeyboardInterrupt:
+                pass
+
+    timer = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        handle.run(stubborn)
+    timer.join()
+    with pytest.raises(errors.WorkerTimeoutError, match=r"running stubborn\(\), from which its caller was interrupted"):
+        handle(torch.ones(1, 4))
 
 
 def test_a_deadline_counts_from_the_question(session, hub):
