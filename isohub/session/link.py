@@ -30,6 +30,7 @@ from isohub.session.arguments import pickled
 from isohub.session.gradients import severed
 from isohub.session.supervisor import Faulted, Question, Worker
 from isohub.wire.codec import TooLargeToEncode
+from isohub.wire.protocol import MAX_REFERENCES
 
 if TYPE_CHECKING:
     from isohub.repos.pins import Checkout
@@ -55,6 +56,8 @@ _OPERATION_WORDS = {
     "bool": "telling its truth value",
     "contains": "looking for an item",
 }
+# Names that an error lists; a hubconf that has more gets the first.
+_MOST_SHOWN = 200
 _SORTS = frozenset({"module", "object", "function"})
 
 
@@ -123,6 +126,7 @@ class Link:
         self.timeout_s = timeout_s
         self.limit_bytes = limit_bytes
         self._pid = os.getpid()
+        self._made_now = 0  # references of the answer under way; threads that share a link may count together
         self._queue: queue.SimpleQueue[Callable[[], None] | None] | None = None
         self._queue_lock = threading.Lock()
 
@@ -145,11 +149,7 @@ class Link:
             parcel: Whether the answer is mapped instead of copied.
             limit_bytes: The most tensor bytes that the answer may hold; the link's own unless given.
         """
-        if os.getpid() != self._pid:
-            raise SessionClosedError(
-                f"a handle to {self.worker.name} was used in a forked process (pid {os.getpid()}, made in {self._pid})",
-                hint="load the model in the process that uses it, or start that process by 'spawn'",
-            )
+        self._check_process()
         question = Question(
             op,
             args,
@@ -161,6 +161,7 @@ class Link:
             grad=torch.is_grad_enabled(),
             inference=torch.is_inference_mode_enabled(),
         )
+        self._made_now = 0
         try:
             return self.worker.ask(question, self._encode, self._handle)
         except Faulted as faulted:
@@ -172,8 +173,20 @@ class Link:
                 phase=phase,
             ) from None
 
+    def ours(self) -> bool:
+        """Whether this is the process that made the link, and no fork of it."""
+        return os.getpid() == self._pid
+
+    def _check_process(self) -> None:
+        if not self.ours():
+            raise SessionClosedError(
+                f"a handle to {self.worker.name} was used in a forked process (pid {os.getpid()}, made in {self._pid})",
+                hint="load the model in the process that uses it, or start that process by 'spawn'",
+            )
+
     def submit(self, work: Callable[[], Any]) -> Future[Any]:
         """Do this in a thread of the link's own, after what was submitted before."""
+        self._check_process()
         future: Future[Any] = Future()
 
         def run() -> None:
@@ -196,8 +209,10 @@ class Link:
         fault = faulted.fault
         name, commit, phase = self.worker.name, self.worker.commit, question.phase
         if fault.kind == "no_entrypoint":
-            wanted = str(question.args[0])
-            known = [printable(entry, newlines=False) for entry in fault.details]
+            if question.op not in ("build", "help"):
+                return self.worker.refuse("an entrypoint that nobody asked for", phase)
+            wanted = printable(str(question.args[0]), limit_chars=200, newlines=False)
+            known = [printable(entry, limit_chars=200, newlines=False) for entry in fault.details[:_MOST_SHOWN]]
             near = near_names(wanted, known)
             return EntrypointNotFoundError(
                 f"{name} has no entrypoint {wanted!r}; it has {', '.join(known) or 'none'}",
@@ -249,6 +264,9 @@ class Link:
             raise ProtocolError("a reference that is none")
         if type(class_name) is not str or type(indexable) is not bool:
             raise ProtocolError("a reference that is none")
+        if self._made_now >= MAX_REFERENCES:
+            raise ProtocolError(f"more than {MAX_REFERENCES} references in one answer")
+        self._made_now += 1
         known = self.worker.handles.get(number)
         if known is not None:
             remote_of(known).received[0] += 1  # type: ignore[union-attr]
@@ -292,7 +310,7 @@ class Remote:
 
     def close(self) -> None:
         """Give the object back now. Waits for the worker's end if this was the last."""
-        if self._finalizer is not None and self._finalizer.detach() is not None:
+        if self._finalizer is not None and self._finalizer.detach() is not None and self.link.ours():
             worker = self.link.worker
             worker.handles.pop(self.number, None)
             worker.release(self.number, self.received[0])
@@ -312,6 +330,10 @@ class Remote:
         words = _OPERATION_WORDS.get(operation, f"doing {operation}")
         name = f" {args[0]!r}" if args and isinstance(args[0], str) else ""
         return self.ask("operate", operation, args, phase=words + name)
+
+    def refuse(self, what: str, phase: str) -> ProtocolError:
+        """Kill the worker for an answer of a wrong form; returns the error to raise."""
+        return self.link.worker.refuse(f"{what} of a wrong form", phase)
 
     def stats(self) -> Stats:
         """See `RemoteModule.stats`."""

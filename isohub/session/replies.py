@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from isohub.errors import ProtocolError
+from isohub.wire.protocol import MAX_PARTS
 
 __all__ = ["Answer", "Fault", "Ready", "Reply", "read_reply", "read_status"]
 
@@ -67,6 +68,9 @@ def read_reply(body: bytes) -> Reply:
     Raises:
         ProtocolError: It is none of the three.
     """
+    # Counted before any is built: a parsed value takes thirty times its text.
+    if body.count(b",") + body.count(b"[") > MAX_PARTS:
+        raise ProtocolError(f"a reply of more than {MAX_PARTS} parts")
     try:
         return _reply_decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -58,6 +58,8 @@ _START_TIMEOUT_S = 600.0
 # A zygote tells a worker's end within a millisecond; a worker that is gone without a word is one whose
 # zygote is gone too, or one that closed its channel and lives on.
 _EXIT_NOTICE_S = 1.0
+# threading.TIMEOUT_MAX is centuries on 64 bits; acquire refuses more.
+_LONGEST_WAIT_S = threading.TIMEOUT_MAX
 _SMALLEST_ARENA_BYTES = 1 << 20
 #: Answers beyond this come as parcels: no arena of the caller's is as large.
 _LARGEST_OUTBOX_BYTES = 64 << 20
@@ -141,6 +143,8 @@ class Worker:
         self._conversation = Conversation()
         self._deadline: float | None = None
         self._stage = _Stage.IDLE
+        self._owner = 0  # the thread whose question is open
+        self._phase = ""
         self._abandoned = ""  # what was under way when a caller was interrupted
         self._closing = False
         self._kill_lock = threading.Lock()
@@ -213,10 +217,31 @@ class Worker:
             RemoteError: The repo's code raised.
             SessionClosedError: The worker was closed before.
         """
-        with self._lock:
+        if self._owner == threading.get_ident():
+            raise WorkerError(
+                f"the worker of {self.name} was asked something within its own question ({self._phase})",
+                hint="a signal handler, a finalizer or an argument's __reduce__ cannot use the handle that is in use",
+                reference=self.name,
+                commit=self.commit,
+                phase=question.phase,
+            )
+        deadline = None if question.timeout_s is None else time.monotonic() + question.timeout_s
+        if not self._lock.acquire(
+            timeout=-1 if question.timeout_s is None else min(question.timeout_s, _LONGEST_WAIT_S)
+        ):
+            raise WorkerTimeoutError(
+                f"the worker of {self.name} was busy {self._phase} for another thread for all of {question.timeout_s:g} s",
+                hint="nothing was killed; give it longer with timeout_s=, or wait for the other call",
+                reference=self.name,
+                commit=self.commit,
+                phase=question.phase,
+                timeout_s=question.timeout_s,
+            )
+        try:
+            self._owner, self._phase = threading.get_ident(), question.phase
             if self._obituary is not None:
                 raise _again(self._obituary)
-            self._deadline = None if question.timeout_s is None else time.monotonic() + question.timeout_s
+            self._deadline = deadline
             self._stage = _Stage.IDLE
             try:
                 self._settle()
@@ -250,6 +275,9 @@ class Worker:
                     )
                 raise
             return answer
+        finally:
+            self._owner = 0
+            self._lock.release()
 
     def _settle(self) -> None:
         """Throw away the answer to a question that its asker did not wait for."""
@@ -264,7 +292,7 @@ class Worker:
     def _pack(self, question: Question, other: Callable[[Cargo, Any], Any]) -> tuple[bytes, list[Arena]]:
         """The message, and the arenas that the worker does not have yet."""
         cargo = Cargo()
-        encoder = Encoder(cargo, lambda value: other(cargo, value))
+        encoder = Encoder(cargo, lambda value: other(cargo, value), exact=True)
         args = [encoder.encode(argument) for argument in question.args]
         cargo.lay_out()
         try:
@@ -473,6 +501,11 @@ class Worker:
         )
         self._bury(told)
         return told
+
+    def refuse(self, what: str, phase: str) -> ProtocolError:
+        """Kill it for an answer of a form that no honest worker gives; returns the error to raise."""
+        with self._lock:
+            return self._broke_protocol(ProtocolError(what), phase)
 
     def _exit_status(self, timeout_s: float) -> int | None:
         """The wait status that the zygote tells, or None when it does not."""

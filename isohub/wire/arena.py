@@ -48,6 +48,10 @@ __all__ = [
 #: torch allocates CPU memory at 64 bytes (c10/core/alignment.h, gAlignment); one cache line.
 ALIGNMENT = 64
 
+# How much of bool tensors is looked at in one message, in sizes of its memory; honest ones hardly overlap.
+_BOOL_LOOKS = 4
+_BOOL_STEP_BYTES = 1 << 20
+
 # Below this, malloc's own reuse is as good; above, its mappings come fresh from the kernel each time.
 _SMALLEST_REUSED_BYTES = 1 << 20
 # Sizes are rounded up to this, so that answers of nearly one size share their memory.
@@ -446,6 +450,7 @@ def unload(claims: Claims, size_bytes: int, storage_at: Callable[[int, int], Any
             raise ProtocolError(f"storages of more than {size_bytes} bytes in {size_bytes} bytes of memory")
         storages.append(storage_at(offset, size))
     tensors: List[Any] = []
+    looked_at = 0
     for row in claims.tensors:
         if len(row) != 5:
             raise ProtocolError("a row of the tensor table that is none")
@@ -463,10 +468,15 @@ def unload(claims: Claims, size_bytes: int, storage_at: Callable[[int, int], Any
             raise ProtocolError(f"a tensor in storage {number} of {len(storages)}")
         dtype, itemsize = known
         _check_extent(shape, strides, offset, itemsize, storages[number].nbytes())
-        if dtype is torch.bool:
-            _normalise_bools(storages[number])
         # set_ is the one call that makes a tensor of any strides over a given storage.
-        tensors.append(torch.empty(0, dtype=dtype).set_(storages[number], offset, tuple(shape), tuple(strides)))
+        tensor = torch.empty(0, dtype=dtype).set_(storages[number], offset, tuple(shape), tuple(strides))
+        if dtype is torch.bool:
+            start, end = _extent(tensor)
+            looked_at += end - start
+            if looked_at > _BOOL_LOOKS * size_bytes + ALIGNMENT:
+                raise ProtocolError("bool tensors that overlap many times over")
+            tensor = _of_bools(tensor, start, end)
+        tensors.append(tensor)
     return storages, tensors
 
 
@@ -496,13 +506,24 @@ def _check_extent(shape: List[int], strides: List[int], offset: int, itemsize: i
         raise ProtocolError(f"an empty tensor at offset {offset} of a storage of {available_bytes} bytes")
 
 
-def _normalise_bools(storage: Any) -> None:
-    # torch's kernels take it that a bool is 0 or 1; other bytes make counts and writes disagree.
-    # An honest worker can send them too: torch.empty(3, dtype=torch.bool) holds whatever was there.
-    data = (ctypes.c_ubyte * storage.nbytes()).from_address(storage.data_ptr()) if storage.nbytes() else b""
-    raw = bytes(data)
-    if raw.translate(None, b"\x00\x01"):
-        ctypes.memmove(storage.data_ptr(), raw.translate(_TO_BOOL), len(raw))
+def _of_bools(tensor: Any, start: int, end: int) -> Any:
+    """The tensor, or a copy of it whose bytes are bools.
+
+    torch's kernels take it that a bool is 0 or 1; other bytes make counts and writes disagree. An honest worker can
+    send them too: ``torch.empty(3, dtype=torch.bool)`` holds whatever was there, and so does a view of uint8 as bool.
+    The storage itself is left alone, since tensors of other dtypes may share it.
+    """
+    import torch
+
+    address = tensor.untyped_storage().data_ptr()
+    for place in range(start, end, _BOOL_STEP_BYTES):
+        if ctypes.string_at(address + place, min(_BOOL_STEP_BYTES, end - place)).translate(None, b"\x00\x01"):
+            break
+    else:
+        return tensor
+    data = bytearray(ctypes.string_at(address + start, end - start).translate(_TO_BOOL))
+    own = torch.frombuffer(data, dtype=torch.uint8).untyped_storage()
+    return torch.empty(0, dtype=torch.bool).set_(own, tensor.storage_offset() - start, tensor.shape, tensor.stride())
 
 
 _TO_BOOL = bytes([0] + [1] * 255)

@@ -75,6 +75,10 @@ _MAX_INT_DIGITS = 65_536
 #: Longer strings travel as bytes: JSON would escape them, and a frame has its limit.
 _LONGEST_INLINE_CHARS = 1 << 14
 
+#: Keys of one container that may share a hash. Ints hash to themselves modulo 2**61 - 1, so a sender could choose
+#: thousands that collide, and each would be compared with all before it.
+_MAX_EQUAL_HASHES = 64
+
 Other = Callable[[Any], Any]
 
 
@@ -88,14 +92,16 @@ class Encoder:
     Args:
         cargo: Takes the tensors and bytes.
         other: Encodes what is outside of the closed set; returns a whole ``[tag, ...]``.
+        exact: Whether subclasses and dataclasses go to `other` too: a side that may pickle keeps what they are.
     """
 
-    def __init__(self, cargo: Cargo, other: Other) -> None:
+    def __init__(self, cargo: Cargo, other: Other, exact: bool = False) -> None:
         import torch
 
         self._torch = torch
         self._cargo = cargo
         self._other = other
+        self._exact = exact
         self._open: Set[int] = set()
         self._nodes = 0
         if not _WRITERS:
@@ -118,12 +124,16 @@ class Encoder:
         kind = type(value)
         if issubclass(kind, self._torch.Tensor):
             return self._tensor(value)
+        if self._exact and not issubclass(kind, (TupleRecord, MappingRecord)) and kind.__module__ != "numpy":
+            return self._other(value)
         if issubclass(kind, tuple):
             names = _field_names(value)
             if names is not None:
                 return self._container(value, lambda: ["R", _class_name(value), names, *map(self.encode, tuple(value))])
             return self._items("t", value)
         if issubclass(kind, dict):
+            if not isinstance(value, MappingRecord) and not _is_plain_mapping(kind):
+                return self._other(value)
             if all(type(key) is str for key in value):
                 return self._pairs(["M", _class_name(value)], value)
             return self._pairs(["d"], value)
@@ -262,6 +272,7 @@ class Decoder:
         self._remote = remote
         self._unpickle = unpickle
         self._nodes = 0
+        self._read: Set[int] = set()  # storages that were read as bytes
 
     def decode(self, tree: Any, depth: int = 0) -> Any:
         """One value.
@@ -296,8 +307,7 @@ class Decoder:
         if (len(tree) - start) % 2:
             raise ProtocolError("a mapping with a key and no value")
         values = self._items(tree, depth, start)
-        for key in values[::2]:
-            _hashable(key)
+        _check_keys(values[::2])
         return list(zip(values[::2], values[1::2]))
 
     def _numbered(self, tree: List[Any], table: Sequence[Any]) -> Any:
@@ -308,10 +318,15 @@ class Decoder:
 
     def _bytes(self, tree: List[Any]) -> bytes:
         storage = self._numbered(tree, self._storages)
+        if tree[1] in self._read:  # an encoder gives each its own; one that is read often would multiply memory
+            raise ProtocolError("bytes that are read twice")
+        self._read.add(tree[1])
         return _storage_bytes(storage)
 
     def _set(self, tree: List[Any], depth: int) -> List[Any]:
-        return [_hashable(item) for item in self._items(tree, depth)]
+        items = self._items(tree, depth)
+        _check_keys(items)
+        return items
 
     def _three(self, tree: List[Any], depth: int) -> List[Any]:
         values = self._items(tree, depth)
@@ -482,12 +497,19 @@ def _name(claimed_name: Any) -> str:
     return printable(claimed_name, newlines=False)
 
 
-def _hashable(value: Any) -> Any:
-    try:
-        hash(value)
-    except TypeError as error:
-        raise ProtocolError(f"a {type(value).__name__} as a key or in a set") from error
-    return value
+def _check_keys(keys: Sequence[Any]) -> None:
+    """Refuse what cannot be a key, and keys that were chosen to collide. Strings' hashes nobody can choose."""
+    counts: Dict[int, int] = {}
+    for key in keys:
+        if type(key) is str:
+            continue
+        try:
+            hashed = hash(key)
+        except TypeError as error:
+            raise ProtocolError(f"a {type(key).__name__} as a key or in a set") from error
+        counts[hashed] = count = counts.get(hashed, 0) + 1
+        if count > _MAX_EQUAL_HASHES:
+            raise ProtocolError(f"more than {_MAX_EQUAL_HASHES} keys of one hash")
 
 
 def _storage_bytes(storage: Any) -> bytes:
@@ -517,15 +539,34 @@ def _field_names(value: Any) -> Optional[List[str]]:
     return None
 
 
+# What `dataclasses.dataclass` and the class statement put into a class by themselves.
+_GENERATED = frozenset(
+    (
+        "__annotations__", "__annotate__", "__annotations_cache__", "__dataclass_fields__", "__dataclass_params__",
+        "__delattr__", "__dict__", "__doc__", "__eq__", "__firstlineno__", "__ge__", "__getstate__", "__gt__", "__hash__",
+        "__init__", "__le__", "__lt__", "__match_args__", "__module__", "__post_init__", "__replace__", "__repr__",
+        "__setattr__", "__setstate__", "__slots__", "__static_attributes__", "__weakref__",
+    )
+)  # fmt: skip
+# Beyond a dict's own: what the model outputs of the transformers library add, and `MappingRecord` has too.
+_OF_MODEL_OUTPUTS = frozenset({"to_tuple", "__init_subclass__", "__reduce__", "__class_getitem__", "__orig_bases__"})
+
+
 def _is_plain_dataclass(kind: type) -> bool:
     """A dataclass that only holds values: what it can *do* would be lost by sending its fields."""
-    if not hasattr(kind, "__dataclass_fields__"):
+    fields = getattr(kind, "__dataclass_fields__", None)
+    if fields is None:
         return False
-    return not any(
-        callable(member) and not name.startswith("__")
-        for base in kind.__mro__[:-1]
-        for name, member in vars(base).items()
-    )
+    names = (name for base in kind.__mro__[:-1] for name in vars(base))
+    return all(name in _GENERATED or name in fields for name in names)
+
+
+def _is_plain_mapping(kind: type) -> bool:
+    """A dict subclass that does no more than a dict does."""
+    fields = getattr(kind, "__dataclass_fields__", {})
+    own = [base for base in kind.__mro__ if base not in (dict, OrderedDict, object)]
+    names = {name for base in own for name in vars(base)} - _GENERATED - _OF_MODEL_OUTPUTS - set(fields)
+    return all(name in vars(dict) or name in vars(OrderedDict) for name in names)
 
 
 def _is_wrapper(tensor: Any) -> bool:

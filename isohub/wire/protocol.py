@@ -32,6 +32,8 @@ __all__ = [
     "MAX_DIMENSIONS",
     "MAX_FRAME_BYTES",
     "MAX_NODES",
+    "MAX_PARTS",
+    "MAX_REFERENCES",
     "MAX_TENSORS",
     "TURNS",
     "Conversation",
@@ -59,6 +61,10 @@ MAX_DEPTH = 64
 #: Values in one message, counted before any is built. Encoding takes about 2 µs a value; more belongs in arrays.
 MAX_NODES = 1_000_000
 MAX_TENSORS = 1_000_000
+#: Commas and brackets in one body, strings included: what its parts can be at most.
+MAX_PARTS = 8_000_000
+#: Objects that one message may leave in the worker: each is a handle in the caller.
+MAX_REFERENCES = 10_000
 #: torch's own limit (dim_bitset_size in aten/src/ATen/WrapDimUtilsMulti.h); numpy 2 has the same.
 MAX_DIMENSIONS = 64
 

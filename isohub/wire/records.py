@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Any, Dict, Iterable, Sequence, Tuple
 
+from isohub.errors import printable
+
 __all__ = ["MappingRecord", "TupleRecord"]
 
 
@@ -31,9 +33,15 @@ class TupleRecord(Tuple[Any, ...]):
         record.__dict__.update(class_name=class_name, _fields=tuple(fields))
         return record
 
+    def __getattribute__(self, name: str) -> Any:
+        # Before a tuple's own `count` and `index`: a named tuple's fields win there too.
+        if not name.startswith("_") and name != "class_name":
+            fields = super().__getattribute__("_fields")
+            if name in fields:
+                return tuple.__getitem__(self, fields.index(name))
+        return super().__getattribute__(name)
+
     def __getattr__(self, name: str) -> Any:
-        if not name.startswith("_") and name in self._fields:
-            return self[self._fields.index(name)]
         raise AttributeError(f"{self.__dict__.get('class_name')!r} has no field {name!r}; it has {list(self._fields)}")
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -85,11 +93,16 @@ class MappingRecord(Dict[str, Any]):
         return type(self), (self.class_name, list(self.items()))
 
     def __repr__(self) -> str:
-        return f"{self.class_name}({', '.join(f'{name}={value!r}' for name, value in self.items())})"
+        return f"{self.class_name}({', '.join(f'{_shown(name)}={value!r}' for name, value in self.items())})"
 
     def __dir__(self) -> Iterable[str]:
-        return [*super().__dir__(), *self]
+        return [*super().__dir__(), *map(_shown, self)]
 
     def to_tuple(self) -> Tuple[Any, ...]:
         """The values in order."""
         return tuple(self.values())
+
+
+def _shown(name: str) -> str:
+    """A key as text: it is the repo's."""
+    return printable(name, newlines=False)

@@ -26,7 +26,7 @@ from isohub.sandbox.confine import Layers
 from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, Claims, make_parcel, unload, viewing
 from isohub.wire.channel import Channel, ChannelClosed
 from isohub.wire.codec import Decoder, Encoder, TooLargeToEncode
-from isohub.wire.protocol import MAX_FRAME_BYTES
+from isohub.wire.protocol import MAX_FRAME_BYTES, MAX_PARTS, MAX_REFERENCES
 from isohub.worker.hubconf import Hubconf, HubconfFailed, seed_everything
 
 __all__ = ["Server", "serve"]
@@ -99,6 +99,7 @@ class Server:
         self._inbox_references = 0
         self._outbox: Optional[Arena] = None
         self._interruptible = False
+        self._referred = 0
 
     def interrupted(self, *_: object) -> None:
         """The caller does not wait any more (SIGINT): stop what runs, and stay."""
@@ -121,7 +122,7 @@ class Server:
         if reply["kept"] or (self._inbox is not None and self._inbox.size_bytes > LARGEST_KEPT_BYTES):
             self._drop_inbox()
         body = _dump(reply)
-        if len(body) > MAX_FRAME_BYTES:
+        if len(body) > MAX_FRAME_BYTES or body.count(b",") + body.count(b"[") > MAX_PARTS:
             if parcel is not None:
                 os.close(parcel)
             too_large = _TooLarge(f"the answer takes {len(body)} bytes of text; the wire takes {MAX_FRAME_BYTES}")
@@ -189,10 +190,12 @@ class Server:
 
     def _encode(self, value: Any, limit: int, parcel: bool) -> Tuple[Dict[str, Any], Optional[int]]:
         cargo = Cargo()
+        self._referred = 0
         try:
             tree = Encoder(cargo, self._refer).encode(value)
         except TooLargeToEncode:
             cargo = Cargo()
+            self._referred = 0
             tree = self._refer(value)
         cargo.lay_out()
         size = cargo.size_bytes
@@ -211,6 +214,9 @@ class Server:
         """A reference to an object that stays here: number, kind, class name, what it can do."""
         import torch
 
+        self._referred += 1
+        if self._referred > MAX_REFERENCES:
+            raise TooLargeToEncode
         number = self._numbers.get(id(value))
         if number is None:
             number = self._next
