@@ -11,6 +11,7 @@ import functools
 import inspect as inspect_module
 import io
 import math
+import operator
 import os
 import sys
 import threading
@@ -103,9 +104,7 @@ class Session:
     ) -> None:
         self._cache_dir = None if cache_dir is None else Path(cache_dir).expanduser().absolute()
         self._timeout_s = _checked_timeout(timeout_s)
-        if max_reply_bytes <= 0:
-            raise ValueError(f"max_reply_bytes must be positive, got {max_reply_bytes}")
-        self._max_reply_bytes = max_reply_bytes
+        self._max_reply_bytes = _checked_bytes(max_reply_bytes)
         self._pool: Pool | None = None
         self._pool_lock = threading.Lock()
         self._closed = False
@@ -120,7 +119,7 @@ class Session:
         model: str,
         *args: Any,
         source: SourceName | None = None,
-        trust_repo: bool | Literal["check"] = "check",
+        trust_repo: bool | Literal["check"] | None = "check",
         force_reload: bool = False,
         verbose: bool = True,
         skip_validation: bool = False,
@@ -169,8 +168,11 @@ class Session:
             EntrypointNotFoundError, RemoteError, WorkerDiedError, WorkerTimeoutError, ProtocolError.
         """
         _check_choice("returns", returns, _RETURNS)
+        if trust_repo is None:
+            trust_repo = "check"  # the default of torch.hub.list and help
         if trust_repo not in (True, False, "check"):
             raise ValueError(f"trust_repo must be True, False or 'check', got {trust_repo!r}")
+        _check_name(model)
         if sandbox is not None:
             raise ConfinementError(
                 f"sandbox={sandbox!r} was asked for; no layer of it can be applied yet",
@@ -182,7 +184,7 @@ class Session:
         if returns == "exported_program" and example_inputs is None:
             raise ValueError("returns='exported_program' needs example_inputs, a tuple of inputs to export with")
         keywords = _merged(kwargs, entry_kwargs)
-        _check_seed(seed)
+        seed = _checked_seed(seed)
         timeout_s = self._timeout_s if timeout_s is None else _checked_timeout(timeout_s)
         wanted = _Wanted(repo_or_dir, source, force_reload, skip_validation, verbose)
         pool = self._open_pool()
@@ -193,8 +195,11 @@ class Session:
             gate.check(returns)
         with self._lease(checkout, timeout_s, gate) as link:
             _open(link, checkout)
+            from isohub.session.handles import mark_loaded
+
             link.ask("import", seed, phase="importing hubconf.py")
             built = link.ask("build", model, seed, [*args], keywords, phase=f"calling the entrypoint {model}()")
+            mark_loaded(built)
             if device is not None:
                 built = _moved(built, device, model)
             answer = _converted(built, returns, example_inputs)
@@ -231,6 +236,7 @@ class Session:
         timeout_s: float | None = None,
     ) -> str | None:
         """An entrypoint's docstring, control characters escaped; None if it has none."""
+        _check_name(model)
         wanted = _Wanted(repo, source, force_reload, skip_validation, verbose)
         text: Any = self._look(wanted, timeout_s, "help", "reading the docstring", model)
         return None if text is None else printable(str(text))
@@ -354,6 +360,9 @@ class Session:
             return link.ask(op, *args, phase=phase)
 
 
+_FORMS = {"torchscript": "TorchScript", "exported_program": "an ExportedProgram"}
+
+
 class _Gate:
     """The one place that opens a program of a worker's in this process, and asks for trust first.
 
@@ -374,10 +383,11 @@ class _Gate:
         ):
             return
         raise UntrustedRepoError(
-            f"a {form} of {self._pin.name} would be opened in this process, which can run the repo's code here "
+            f"{_FORMS[form]} of {self._pin.name} would be opened in this process, which can run the repo's code here "
             "with all of your powers; the repo is not trusted",
             hint="returns='handle' and returns='state_dict' need no trust; once you have read the code at "
-            f"{self._pin.commit}, trust_repo=True opens it",
+            f"{self._pin.commit}, trust_repo=True opens it and trusts the repo, all its commits, from then on "
+            "(isohub trust ls | rm)",
             repo="/".join(identity),
         )
 
@@ -451,13 +461,33 @@ def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
         raise ValueError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}")
 
 
-def _check_seed(seed: Any) -> None:
-    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 63):
+def _checked_seed(seed: Any) -> int | None:
+    if seed is None:
+        return None
+    try:
+        number = None if isinstance(seed, bool) else operator.index(seed)
+    except TypeError:
+        number = None
+    if number is None or not 0 <= number < 1 << 63:
         raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}")
+    return number
 
 
-def _checked_timeout(timeout_s: float | None) -> float | None:
-    if timeout_s is not None and not 0 < timeout_s < math.inf:
+def _check_name(model: Any) -> None:
+    if not isinstance(model, str):
+        raise TypeError(f"model must be the name of an entrypoint, a str; got {model!r}")
+
+
+def _checked_bytes(count: Any) -> int:
+    if isinstance(count, bool) or not isinstance(count, int) or count <= 0:
+        raise ValueError(f"max_reply_bytes must be a positive whole number of bytes, got {count!r}")
+    return count
+
+
+def _checked_timeout(timeout_s: Any) -> float | None:
+    if timeout_s is None:
+        return None
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not 0 < timeout_s < math.inf:
         raise ValueError(f"timeout_s must be a positive number of seconds, or None for no limit; got {timeout_s!r}")
     return timeout_s
 

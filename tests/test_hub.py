@@ -353,6 +353,25 @@ def test_a_timeout_that_is_none_is_refused(session, hub, timeout_s):
         session.load(hub("good"), "model", timeout_s=timeout_s)
 
 
+@pytest.mark.parametrize("model", [None, 5, b"net"])
+def test_a_name_that_is_no_string_is_refused_here(session, hub, model):
+    with pytest.raises(TypeError, match="name of an entrypoint"):
+        session.load(hub("good"), model)
+
+
+def test_wrong_types_of_settings_are_told(session, hub):
+    for wrong in ("3", [1]):
+        with pytest.raises(ValueError, match="timeout_s"):
+            session.load(hub("good"), "model", timeout_s=wrong)
+    for wrong in ("4G", float("nan"), 0, True):
+        with pytest.raises(ValueError, match="max_reply_bytes"):
+            isohub.Session(max_reply_bytes=wrong)
+    import numpy as np
+
+    with session.load(hub("good"), "mlp", seed=np.int64(3), trust_repo=None) as handle:
+        assert handle is not None
+
+
 def test_choices_are_checked(session, hub):
     with pytest.raises(ValueError, match="returns='tensor'"):
         session.load(hub("good"), "model", returns="tensor")

@@ -12,11 +12,22 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import shutil
 import signal
+import subprocess
 import tempfile
 from typing import Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
-__all__ = ["LAYERS", "MISSING", "PASSED_VARIABLES", "Layers", "close_all_but", "confine", "die_with_parent"]
+__all__ = [
+    "LAYERS",
+    "MISSING",
+    "PASSED_VARIABLES",
+    "Layers",
+    "close_all_but",
+    "confine",
+    "die_with_parent",
+    "remove_tree",
+]
 
 #: Names of what `confine` applies, in order.
 LAYERS: Tuple[str, ...] = (
@@ -87,6 +98,16 @@ def _close_range(low: int, high: int) -> None:
                 os.close(descriptor)
             except OSError:
                 pass  # the listing's own descriptor
+
+
+def remove_tree(directory: str) -> None:
+    """Remove a worker's directory, whatever the worker made of it."""
+    try:
+        shutil.rmtree(directory, ignore_errors=True)
+    except RecursionError:
+        # It recurses, and a repo can nest directories deeper than Python's stack; rm(1) does not.
+        command = ["/bin/rm", "-rf", "--", directory]
+        subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
 
 def confine(directory: str, variables: Mapping[str, str], keep: Sequence[int]) -> Layers:

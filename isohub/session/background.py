@@ -98,7 +98,10 @@ class Output:
             text = printable(line[:_MAX_LINE_BYTES].decode("utf-8", "replace").rstrip("\r"), newlines=False)
             self._tail.append(text)
             if wanted:
-                self._logger.log(self._level, "%s", text)
+                try:
+                    self._logger.log(self._level, "%s", text)
+                except Exception:  # noqa: BLE001 - a handler of the user's that fails must not stall the worker
+                    wanted = False
 
 
 class Background:

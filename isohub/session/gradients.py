@@ -21,12 +21,12 @@ class _Severed(torch.autograd.Function):
     """The identity, with a backward that is an error."""
 
     @staticmethod
-    def forward(ctx: Any, output: torch.Tensor, name: str, *inputs: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, output: torch.Tensor, name: str, *inputs: torch.Tensor) -> torch.Tensor:  # noqa: ARG004 - autograd looks at them
         ctx.name = name
         return output.view_as(output)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
+    def backward(ctx: Any, *gradients: Any) -> Any:  # noqa: ARG004 - there is nothing to give back
         raise RuntimeError(
             f"gradients do not cross to the worker of {ctx.name}\n"
             "hint: run the backward pass there with h.run(fn, ...), or call the model under torch.no_grad()"

@@ -24,7 +24,7 @@ from isohub.session.link import Remote, Stats, refuse_pickle
 if TYPE_CHECKING:
     from isohub.sandbox.confine import Layers
 
-__all__ = ["RemoteModule", "RemoteObject", "make_handle"]
+__all__ = ["RemoteModule", "RemoteObject", "make_handle", "mark_loaded"]
 
 
 class RemoteModule(torch.nn.Module):
@@ -135,29 +135,31 @@ class RemoteModule(torch.nn.Module):
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """The remote module's state, in memory that is the caller's own.
 
+        Args:
+            *args: As torch still takes them: destination, prefix, keep_vars.
+            destination: A mapping to put it in.
+            prefix: Before each name.
+            keep_vars: Taken for torch's sake: the values are copies, so there is no variable to keep.
+
         Returns:
             OrderedDict of name to CPU tensor, aliases (tied weights) and ``_metadata`` kept. The tensors share
             no memory with the worker: writing to them changes nothing there.
         """
         if args:
-            destination, prefix, keep_vars = (*args, prefix, keep_vars)[:3] if len(args) < 3 else args
-        values, metadata = self._isohub.ask(
-            "state_dict",
-            {"prefix": prefix},
-            phase="reading its state",
-            parcel=True,
-            limit_bytes=_memory_limit(),
+            given = [destination, prefix, keep_vars]
+            given[: len(args)] = args
+            destination, prefix, keep_vars = given
+        answer = self._isohub.ask(
+            "state_dict", {"prefix": prefix}, phase="reading its state", parcel=True, limit_bytes=_memory_limit()
         )
+        values, metadata = answer if isinstance(answer, tuple) and len(answer) == 2 else (None, None)
         if not isinstance(values, dict) or not isinstance(metadata, (dict, type(None))):
-            raise ProtocolError("a state dict that is none")
+            raise self._isohub.refuse("a state dict", "reading its state")
+        if not all(isinstance(name, str) for name in values):
+            raise self._isohub.refuse("a state dict", "reading its state")
         state: Any = OrderedDict() if destination is None else destination
-        for name, value in values.items():
-            state[name] = (
-                torch.nn.Parameter(value)
-                if keep_vars and isinstance(value, torch.Tensor) and value.is_floating_point()
-                else value
-            )
-        if metadata is not None:
+        state.update(values)
+        if metadata is not None and (destination is None or hasattr(state, "_metadata")):
             if getattr(state, "_metadata", None) is None:
                 state._metadata = OrderedDict()
             state._metadata.update(metadata)
@@ -222,11 +224,8 @@ class RemoteModule(torch.nn.Module):
             parcel=True,
             limit_bytes=_memory_limit(),
         )
-        if not isinstance(rows, list):
-            raise ProtocolError(f"{what} that are none")
-        for row in rows:
-            if not (isinstance(row, tuple) and len(row) == 3 and isinstance(row[1], torch.Tensor)):
-                raise ProtocolError(f"{what} that are none")
+        if not isinstance(rows, list) or not all(_is_named_tensor(row) for row in rows):
+            raise self._isohub.refuse(what, f"reading its {what}")
         return list(rows)
 
     # Submodules.
@@ -247,12 +246,37 @@ class RemoteModule(torch.nn.Module):
 
     def _modules_of(self, what: str) -> list[tuple[str, torch.nn.Module]]:
         rows: Any = self._isohub.ask("modules", what, phase=f"reading its {what}")
-        return [(name, module) for name, module in rows]
+        if not isinstance(rows, list) or not all(
+            isinstance(row, tuple)
+            and len(row) == 2
+            and isinstance(row[0], str)
+            and isinstance(row[1], (RemoteModule, type(None)))
+            for row in rows
+        ):
+            raise self._isohub.refuse(what, f"reading its {what}")
+        return [(name, module) for name, module in rows if module is not None]
 
     def get_submodule(self, target: str) -> torch.nn.Module:
         """A handle to the submodule of that dotted name."""
         found: torch.nn.Module = self._isohub.call("get_submodule", (target,), {})
         return found
+
+    def get_parameter(self, target: str) -> torch.nn.Parameter:
+        """A copy of the parameter of that dotted name."""
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            if name == target:
+                return parameter
+        raise AttributeError(f"{self._isohub.class_name} has no parameter {target!r}")
+
+    def get_buffer(self, target: str) -> torch.Tensor:
+        """A copy of the buffer of that dotted name."""
+        for name, buffer in self.named_buffers(remove_duplicate=False):
+            if name == target:
+                return buffer
+        raise AttributeError(f"{self._isohub.class_name} has no buffer {target!r}")
+
+    def _get_name(self) -> str:
+        return self._isohub.class_name.rpartition(".")[2]
 
     # Changes to the remote module in place. Each returns this handle, as a local module returns itself.
 
@@ -299,6 +323,54 @@ class RemoteModule(torch.nn.Module):
         """Clear the gradients of the remote parameters."""
         self._change("zero_grad", set_to_none)
 
+    def add_module(self, name: str, module: torch.nn.Module | None) -> None:
+        """Add a child to the remote module; a local module is sent there."""
+        self._change("add_module", name, module)
+
+    def register_module(self, name: str, module: torch.nn.Module | None) -> None:
+        """As `add_module`."""
+        self._change("add_module", name, module)
+
+    def register_buffer(self, name: str, tensor: torch.Tensor | None, persistent: bool = True) -> None:
+        """Add a buffer to the remote module."""
+        self._change("register_buffer", name, tensor, persistent)
+
+    def register_parameter(self, name: str, param: torch.nn.Parameter | None) -> None:
+        """Not across the wire, where a parameter arrives as a tensor."""
+        raise NotImplementedError(
+            f"a parameter cannot be registered in {self._isohub.link.worker.name} from here\n"
+            "hint: h.run(lambda module: module.register_parameter(...)) does it there"
+        )
+
+    # Hooks run in this process, when *this handle* is called. A submodule is called within the worker, by its
+    # parent, where no hook of this process could see it.
+
+    def _only_on_what_was_loaded(self) -> None:
+        if not self._isohub.loaded:
+            raise NotImplementedError(
+                f"a hook on a submodule of {self._isohub.link.worker.name} would never run: its parent calls it there\n"
+                "hint: h.run(fn) can register one in the worker; hooks on the handle that was loaded run here"
+            )
+
+    def register_forward_hook(self, *args: Any, **kwargs: Any) -> Any:
+        """A hook in this process, on the handle that was loaded."""
+        self._only_on_what_was_loaded()
+        return super().register_forward_hook(*args, **kwargs)
+
+    def register_forward_pre_hook(self, *args: Any, **kwargs: Any) -> Any:
+        """A hook in this process, on the handle that was loaded."""
+        self._only_on_what_was_loaded()
+        return super().register_forward_pre_hook(*args, **kwargs)
+
+    def register_full_backward_hook(self, *args: Any, **kwargs: Any) -> Any:
+        """Not across the wire: the backward pass runs in the worker."""
+        raise NotImplementedError(
+            f"gradients do not cross to the worker of {self._isohub.link.worker.name}\n"
+            "hint: h.run(fn) can register the hook and run the backward pass there"
+        )
+
+    register_full_backward_pre_hook = register_backward_hook = register_full_backward_hook
+
     def apply(self, fn: Callable[[Any], Any]) -> Any:
         """Apply a function to every remote submodule, in the worker."""
         return self._change("apply", fn)
@@ -335,7 +407,7 @@ class RemoteModule(torch.nn.Module):
 
     def __dir__(self) -> list[str]:
         local = [name for name in vars(RemoteModule) if not name.startswith("_")]
-        return sorted({*_names(self._isohub.operate("dir")), *local})
+        return sorted({*_names(self._isohub), *local})
 
     def __repr__(self) -> str:
         return _shown(self._isohub, "repr")
@@ -357,7 +429,7 @@ class IndexableRemoteModule(RemoteModule):
         self._isohub.operate("setitem", key, value)
 
     def __len__(self) -> int:
-        return int(self._isohub.operate("len"))
+        return _length(self._isohub)
 
     def __contains__(self, item: Any) -> bool:
         return bool(self._isohub.operate("contains", item))
@@ -407,7 +479,7 @@ class RemoteObject:
         self._isohub.operate("delitem", key)
 
     def __len__(self) -> int:
-        return int(self._isohub.operate("len"))
+        return _length(self._isohub)
 
     def __contains__(self, item: Any) -> bool:
         return bool(self._isohub.operate("contains", item))
@@ -419,7 +491,7 @@ class RemoteObject:
         return bool(self._isohub.operate("bool"))
 
     def __dir__(self) -> list[str]:
-        return sorted(_names(self._isohub.operate("dir")))
+        return sorted(_names(self._isohub))
 
     def __repr__(self) -> str:
         remote = self._isohub
@@ -442,13 +514,43 @@ def make_handle(remote: Remote, module: bool, indexable: bool) -> RemoteModule |
     return IndexableRemoteModule(remote) if indexable else RemoteModule(remote)
 
 
+def mark_loaded(built: Any) -> None:
+    """Note which handles an entrypoint gave; hooks may go on those."""
+    if isinstance(built, RemoteModule):
+        built._isohub.loaded = True
+    elif isinstance(built, (list, tuple)):
+        for item in built:
+            mark_loaded(item)
+    elif isinstance(built, dict):
+        for item in built.values():
+            mark_loaded(item)
+
+
+def _is_named_tensor(row: Any) -> bool:
+    """A name, a tensor, and whether it requires a gradient, which only floating and complex ones can."""
+    if not (isinstance(row, tuple) and len(row) == 3 and isinstance(row[0], str) and isinstance(row[1], torch.Tensor)):
+        return False
+    return isinstance(row[2], bool) and (not row[2] or row[1].is_floating_point() or row[1].is_complex())
+
+
+def _length(remote: Remote) -> int:
+    length = remote.operate("len")
+    if type(length) is not int or length < 0:
+        raise remote.refuse("a length", "telling its length")
+    return length
+
+
 def _iterate(remote: Remote) -> Iterator[Any]:
     iterator = remote.operate("iter")  # held here: its end would be the remote iterator's
+    if not isinstance(iterator, RemoteObject):
+        raise remote.refuse("an iterator", "starting an iteration")
     while True:
-        more, item = iterator._isohub.ask("next", phase="taking the next item")
-        if not more:
+        answer = iterator._isohub.ask("next", phase="taking the next item")
+        if not (isinstance(answer, tuple) and len(answer) == 2):
+            raise remote.refuse("an item", "taking the next item")
+        if not answer[0]:
             return
-        yield item
+        yield answer[1]
 
 
 def _shown(remote: Remote, operation: str) -> str:
@@ -463,7 +565,10 @@ def _joined(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix and name else prefix or name
 
 
-def _names(claimed: Any) -> list[str]:
+def _names(remote: Remote) -> list[str]:
+    claimed = remote.operate("dir")
+    if not isinstance(claimed, list):
+        raise remote.refuse("names", "listing its attributes")
     return [printable(name, newlines=False) for name in claimed if isinstance(name, str)]
 
 

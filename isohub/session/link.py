@@ -284,6 +284,7 @@ class Remote:
         self.link = link
         self.number = number
         self.class_name = class_name
+        self.loaded = False  # whether an entrypoint gave it, and not another handle
         self.received = [1]  # how often the worker sent it: it forgets the object when all are given back
         self._finalizer: weakref.finalize[Any, Any] | None = None
 

@@ -13,7 +13,6 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import site
 import socket
 import subprocess
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from isohub.errors import WorkerStartError, printable
-from isohub.sandbox.confine import PASSED_VARIABLES
+from isohub.sandbox.confine import PASSED_VARIABLES, remove_tree
 from isohub.session.background import Background, Output
 from isohub.session.supervisor import Worker
 from isohub.wire.channel import ChannelClosed
@@ -62,7 +61,7 @@ class Zygote:
         try:
             ours, theirs, output_read, output_write = _socketpair_and_pipe(socket.SOCK_SEQPACKET)
         except OSError as error:
-            shutil.rmtree(self._directory, ignore_errors=True)
+            remove_tree(self._directory)
             raise _no_descriptors(error) from error
         self._control = ours
         self._output = Output(output_read, logging.getLogger("isohub.zygote"), logging.INFO)
@@ -80,24 +79,28 @@ class Zygote:
         except OSError as error:
             ours.close()
             os.close(output_read)
-            shutil.rmtree(self._directory, ignore_errors=True)
+            remove_tree(self._directory)
             raise WorkerStartError(
                 f"the interpreter {python} could not be started: {error}", phase="starting"
             ) from error
         finally:
             theirs.close()
             os.close(output_write)
-        background.watch(self._output)
-        background.start()
-        caller = os.pidfd_open(os.getpid())
         try:
-            _send_datagram(ours, {"directory": self._directory, "site_directories": _site_directories()}, [caller])
-        except OSError as error:
-            gone = self._gone()
+            background.watch(self._output)
+            background.start()
+            caller = os.pidfd_open(os.getpid())
+            try:
+                _send_datagram(ours, {"directory": self._directory, "site_directories": _site_directories()}, [caller])
+            finally:
+                os.close(caller)
+        except BaseException as error:
+            # A Ctrl-C too: the process is there, and nobody else knows of it yet.
+            told = self._gone() if isinstance(error, OSError) else None
             self.close()
-            raise gone from error
-        finally:
-            os.close(caller)
+            if told is not None:
+                raise told from error
+            raise
 
     @property
     def pid(self) -> int:
@@ -173,13 +176,15 @@ class Zygote:
 
     def close(self) -> None:
         """End it and every process that it is an ancestor of; does not return before they are gone."""
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)  # a forked child of the caller's may hold a copy of it
         self._control.close()
         try:
             self._process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        remove_tree(self._directory)
         self._background.forget(self._output)
 
 

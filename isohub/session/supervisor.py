@@ -230,7 +230,8 @@ class Worker:
             timeout=-1 if question.timeout_s is None else min(question.timeout_s, _LONGEST_WAIT_S)
         ):
             raise WorkerTimeoutError(
-                f"the worker of {self.name} was busy {self._phase} for another thread for all of {question.timeout_s:g} s",
+                f"the worker of {self.name} was busy {self._phase} for another thread, "
+                f"for all of {question.timeout_s:g} s",
                 hint="nothing was killed; give it longer with timeout_s=, or wait for the other call",
                 reference=self.name,
                 commit=self.commit,

@@ -543,9 +543,9 @@ def _field_names(value: Any) -> Optional[List[str]]:
 _GENERATED = frozenset(
     (
         "__annotations__", "__annotate__", "__annotations_cache__", "__dataclass_fields__", "__dataclass_params__",
-        "__delattr__", "__dict__", "__doc__", "__eq__", "__firstlineno__", "__ge__", "__getstate__", "__gt__", "__hash__",
-        "__init__", "__le__", "__lt__", "__match_args__", "__module__", "__post_init__", "__replace__", "__repr__",
-        "__setattr__", "__setstate__", "__slots__", "__static_attributes__", "__weakref__",
+        "__delattr__", "__dict__", "__doc__", "__eq__", "__firstlineno__", "__ge__", "__getstate__", "__gt__",
+        "__hash__", "__init__", "__le__", "__lt__", "__match_args__", "__module__", "__post_init__", "__replace__",
+        "__repr__", "__setattr__", "__setstate__", "__slots__", "__static_attributes__", "__weakref__",
     )
 )  # fmt: skip
 # Beyond a dict's own: what the model outputs of the transformers library add, and `MappingRecord` has too.

@@ -25,14 +25,13 @@ import gc
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
 import traceback
 from typing import Any, Dict, Iterator, List, NoReturn, Optional, Tuple
 
-from isohub.sandbox.confine import confine, die_with_parent
+from isohub.sandbox.confine import confine, die_with_parent, remove_tree
 
 __all__ = ["main"]
 
@@ -183,7 +182,7 @@ class Zygote:
                 end, directory = worker
                 _send(end.fileno(), {"exit": status})
                 end.close()
-                shutil.rmtree(directory, ignore_errors=True)
+                remove_tree(directory)
 
     def _kill_orphans(self) -> None:
         for child in _children():
@@ -200,7 +199,7 @@ class Zygote:
                 os.waitpid(-1, 0)
             except ChildProcessError:
                 break
-        shutil.rmtree(self._directory, ignore_errors=True)
+        remove_tree(self._directory)
         sys.stderr.flush()
         os._exit(code)
 

@@ -111,6 +111,14 @@ class Liar:
 
     def answer(self, *messages: bytes, descriptors: Sequence[int] = ()) -> Any:
         """Ask something, answer it with this, and give what the caller made of it."""
+        thread = self.later(*messages, descriptors=descriptors)
+        try:
+            return self.link.ask("run", phase="being lied to")
+        finally:
+            thread.join(10)
+
+    def later(self, *messages: bytes, descriptors: Sequence[int] = ()) -> threading.Thread:
+        """Answer the next question with this, whoever asks it."""
 
         def speak() -> None:
             try:
@@ -122,10 +130,7 @@ class Liar:
 
         thread = threading.Thread(target=speak, daemon=True)
         thread.start()
-        try:
-            return self.link.ask("run", phase="being lied to")
-        finally:
-            thread.join(10)
+        return thread
 
     def dead(self) -> bool:
         """Whether the caller has killed it."""

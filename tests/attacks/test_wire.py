@@ -221,6 +221,60 @@ def test_c4_a_hundred_descriptors_are_refused_and_closed(liar):
     os.close(descriptor)
 
 
+P = (1 << 61) - 1  # ints hash to themselves modulo this
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        value(["l", *[["b", 0]] * 3000], claims=[[[0, 1 << 20]], []], via="outbox"),
+        value(["s", *[["i", f"{k * P:x}"] for k in range(40_000)]]),
+        value(["d", *[part for k in range(500) for part in (["i", f"{k * P:x}"], 0)]]),
+        value(["T", 0], claims=[[[0, 1 << 20]], [[0, "bool", 0, [1 << 20], [1]]] * 8000], via="outbox"),
+        value(["l", *[["r", k + 1, "module", "x", False] for k in range(11_000)]]),
+    ],
+    ids=["bytes", "set", "dict", "bools", "references"],
+)
+def test_c4_small_frames_do_not_make_much_work(liar, lie):
+    rss = psutil.Process().memory_info().rss
+    with pytest.raises(ProtocolError):
+        liar.answer(frame(lie))
+    assert liar.dead()
+    assert psutil.Process().memory_info().rss - rss < 256 << 20
+
+
+def test_c4_parts_are_counted_before_they_are_built(liar):
+    rss = psutil.Process().memory_info().rss
+    with pytest.raises(ProtocolError, match="parts"):
+        liar.answer(frame(json.dumps(value(None)).replace("null", "[" + "[]," * 16_000_000 + "[]]").encode()))
+    assert psutil.Process().memory_info().rss - rss < 512 << 20
+
+
+FORMS = {
+    "len": lambda handle: len(handle),
+    "iter": lambda handle: next(iter(handle)),
+    "dir": lambda handle: dir(handle),
+    "children": lambda handle: list(handle.named_children()),
+    "parameters": lambda handle: list(handle.named_parameters()),
+    "state": lambda handle: handle.state_dict(),
+}
+
+
+@pytest.mark.parametrize(
+    "tree", [5, "x", -1, ["l", 1], ["t", 1, 2, 3], ["t", ["d", 1, 2], None], ["d", "a", 1]], ids=str
+)
+@pytest.mark.parametrize("form", FORMS)
+def test_c5_an_answer_of_another_form_is_refused(liar, form, tree):
+    if (form, tree) in (("len", 5), ("dir", ["l", 1])):
+        return  # true ones
+    handle = liar.answer(frame(value(["r", 1, "module", "x.Net", True])))
+    thread = liar.later(frame(value(tree, number=2)))
+    with pytest.raises(ProtocolError):
+        FORMS[form](handle)
+    thread.join(10)
+    assert liar.dead()
+
+
 # C5: names.
 
 
@@ -318,6 +372,12 @@ def test_c9_an_error_is_never_what_would_end_the_caller(liar, name):
     with pytest.raises(ValueError, match="told"):  # the control
         liar.answer(frame(fault(number=2)))
     assert liar.worker.alive
+
+
+def test_c9_a_kind_of_error_that_does_not_fit_is_refused(liar):
+    with pytest.raises(ProtocolError):
+        liar.answer(frame(fault(kind="no_entrypoint", details=["x"] * 100_000)))
+    assert liar.dead()
 
 
 def test_c9_an_errors_text_is_escaped(liar):

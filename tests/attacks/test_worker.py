@@ -178,6 +178,16 @@ def test_c10_escapes_are_neutralised_wherever_they_are_shown(secretive, hub, cap
     assert [text for text in shown if not clean(text)] == []
 
 
+def test_c10_keys_are_escaped_in_a_records_repr(inside):
+    def output(module):
+        class Output(dict):
+            pass
+
+        return Output({"\x1b]0;pwned\x07": 1})
+
+    assert "\x1b" not in repr(inside.run(output))
+
+
 # C11: programs.
 
 
@@ -249,3 +259,36 @@ def test_c13_a_line_that_never_ends_grows_nothing(inside):
     inside.run(flood)
     assert psutil.Process().memory_info().rss - rss < 64 << 20
     assert inside(torch.ones(1, 4)).shape == (1, 2)
+
+
+def test_c13_a_log_handler_that_fails_stalls_nobody(inside):
+    class Broken(logging.Handler):
+        def emit(self, record):
+            raise KeyError("broken")
+
+    logger, handler = logging.getLogger("isohub.worker"), Broken()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        assert inside.run(lambda module: [os.write(1, b"line\n" * 1000) for _ in range(200)]) is not None
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    assert inside(torch.ones(1, 4)).shape == (1, 2)
+
+
+def test_c8_deep_directories_of_one_worker_end_no_other(secretive, hub):
+    def deep(module):
+        for _ in range(3000):
+            os.mkdir("d")
+            os.chdir("d")
+
+    with secretive.load(hub("good"), "mlp") as other:
+        handle = secretive.load(hub("edits_sys_path"), "model")
+        home = Path(handle.run(lambda module: os.environ["HOME"])).parent
+        handle.run(deep)
+        handle.close()
+        assert other(torch.ones(1, 4)).shape == (1, 2)
+        assert secretive.load(hub("good"), "returns_number") == 0.25
+        assert eventually(lambda: not home.exists())

@@ -190,6 +190,81 @@ def test_records_may_be_passed_back(session, hub, echo):
     assert torch.equal(back.boxes, out.boxes)
 
 
+def test_fields_win_over_the_methods_of_tuples(mlp):
+    def match(module):
+        from collections import namedtuple as make
+
+        return make("Match", ["index", "count"])(3, 4)
+
+    out = mlp.run(match)
+    assert (out.index, out.count, tuple(out)) == (3, 4, (3, 4))
+
+
+def test_what_can_do_something_stays_an_object(session, tmp_path):
+    (tmp_path / "hubconf.py").write_text(
+        "import dataclasses\n"
+        "@dataclasses.dataclass\n"
+        "class Normalizer:\n"
+        "    mean: float = 1.0\n"
+        "    def __call__(self, x):\n"
+        "        return x - self.mean\n"
+        "@dataclasses.dataclass\n"
+        "class Output:\n"
+        "    logits: float = 2.0\n"
+        "class Vocabulary(dict):\n"
+        "    def encode(self, word):\n"
+        "        return self[word]\n"
+        "def make():\n"
+        "    return Normalizer(), Output(), Vocabulary(a=7)\n"
+    )
+    normalizer, output, vocabulary = session.load(tmp_path, "make")
+    assert normalizer(3.0) == 2.0
+    assert (output.logits, output.class_name) == (2.0, "Output")
+    assert vocabulary.encode("a") == 7
+
+
+def test_arguments_keep_their_classes(mlp):
+    from collections import Counter, defaultdict
+    from enum import IntEnum
+
+    Level = IntEnum("Level", "LOW HIGH")
+    assert mlp.run(lambda module, counter: counter.most_common(1), Counter("aab")) == [("a", 2)]
+    assert mlp.run(lambda module, lists: lists["new"], defaultdict(list)) == []
+    assert mlp.run(lambda module, level: level.name, Level.HIGH) == "HIGH"
+    assert mlp.run(lambda module, point: type(point).__name__, Point(1, 2)) == "Point"
+
+
+def test_bytes_seen_as_bools_leave_the_bytes_alone(mlp):
+    def views(module):
+        y = torch.tensor([0, 2, 255, 7], dtype=torch.uint8)
+        return y, y.view(torch.bool)
+
+    numbers, bools = mlp.run(views)
+    assert numbers.tolist() == [0, 2, 255, 7]
+    assert bools.tolist() == [False, True, True, True]
+    assert bools.view(torch.uint8).tolist() == [0, 1, 1, 1]
+
+
+def test_hooks_that_could_never_run_are_refused(cnn):
+    with pytest.raises(NotImplementedError, match="h.run"):
+        cnn.features[0].conv.register_forward_hook(print)
+    with pytest.raises(NotImplementedError, match="gradients"):
+        cnn.register_full_backward_hook(print)
+    cnn.register_forward_pre_hook(lambda module, inputs: None).remove()
+
+
+def test_modules_and_buffers_can_be_added(mlp):
+    mlp.add_module("extra", torch.nn.Linear(2, 3))
+    assert mlp.extra(torch.ones(1, 2)).shape == (1, 3)
+    mlp.register_buffer("scale", torch.tensor(2.0))
+    assert mlp.get_buffer("scale") == 2.0
+    assert mlp.get_parameter("extra.weight").shape == (3, 2)
+    assert "extra" in dict(mlp.named_children())
+    destination = {}
+    assert mlp.state_dict(destination=destination) is destination
+    assert "scale" in destination
+
+
 def test_an_argument_of_a_class_of_the_callers_goes_by_pickle(mlp):
     assert mlp.run(lambda module, point: point.x + point.y, Point(1, 2)) == 3
     assert mlp.run(lambda module, path: str(path), Path("/a/b")) == "/a/b"

@@ -190,3 +190,22 @@ def test_no_directory_for_workers_is_a_clear_error(hub, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", "/proc/no-such-place")
     with pytest.raises(errors.WorkerStartError, match="TMPDIR"):
         isohub.Session().load(hub("good"), "mlp")
+
+
+def test_a_fork_that_closes_a_handle_or_submits_harms_nobody(hub):
+    code = (
+        "import os, sys, torch, isohub\n"
+        "handle = isohub.load(sys.argv[1], 'mlp')\n"
+        "handle.submit(torch.ones(1, 4)).result()\n"
+        "pid = os.fork()\n"
+        "if pid == 0:\n"
+        "    try:\n"
+        "        handle.submit(torch.ones(1, 4))\n"
+        "    except isohub.errors.SessionClosedError:\n"
+        "        handle.close()\n"
+        "        os._exit(7)\n"
+        "    os._exit(1)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), handle(torch.ones(1, 4)).shape)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, hub("good")], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "7 torch.Size([1, 2])", done.stderr

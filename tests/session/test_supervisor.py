@@ -256,6 +256,40 @@ def test_a_worker_that_does_not_stop_is_named_for_what_it_still_does(session, hu
         handle(torch.ones(1, 4))
 
 
+def test_a_deadline_holds_while_another_thread_has_the_worker(session, hub):
+    slow, quick = session.load(hub("good"), "mlp"), session.load(hub("good"), "mlp", timeout_s=0.5)
+    (worker,) = [worker for worker in session.workers() if worker.name.startswith("good")]
+    thread = threading.Thread(target=lambda: slow.run(lambda module: time.sleep(2)))
+    thread.start()
+    assert eventually(worker._lock.locked)
+    with pytest.raises(errors.WorkerTimeoutError, match="busy running"):
+        quick(torch.ones(1, 4))
+    thread.join()
+    assert quick(torch.ones(1, 4)).shape == (1, 2)
+
+
+def test_a_handle_used_within_its_own_call_is_an_error(session, hub):
+    handle = session.load(hub("good"), "mlp")
+    seen = []
+
+    def again(*_):
+        try:
+            handle(torch.ones(1, 4))
+        except errors.WorkerError as error:
+            seen.append(error)
+
+    before = signal.signal(signal.SIGUSR1, again)
+    timer = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGUSR1])
+    timer.start()
+    try:
+        handle.run(lambda module: time.sleep(0.5))
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert "within its own question" in str(seen[0])
+    assert handle(torch.ones(1, 4)).shape == (1, 2)
+
+
 def test_a_deadline_counts_from_the_question(session, hub):
     handle = session.load(hub("good"), "mlp", timeout_s=5)
     for _ in range(3):

@@ -79,6 +79,7 @@ class HttpClient:
 
     def __init__(self, authorization: Mapping[str, str] | None = None) -> None:
         self._authorization = dict(authorization or {})
+        self._redirected_to: set[str] = set()  # origins that only a redirect named
         self._session = _Session()
 
     def __enter__(self) -> HttpClient:
@@ -136,6 +137,8 @@ class HttpClient:
                 stream=True,
                 timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
             ) as response:
+                if _origin(response.url) != _origin(url):
+                    self._redirected_to.add(_origin(response.url))
                 if response.status_code != 200:
                     raise self._status_error(url, response)
                 return read(response)
@@ -166,6 +169,9 @@ class HttpClient:
             raise SourceUnavailableError(f"{_host(url)}: {_reason(error)}", url=_shown(url)) from error
 
     def _auth(self, url: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest] | None:
+        if _origin(url) in self._redirected_to:
+            # A server may send us anywhere; it must not have the user's password for there sent along.
+            return lambda prepared: prepared
         matching = [prefix for prefix in self._authorization if url == prefix or url.startswith(prefix + "/")]
         if not matching:
             return None  # requests looks into netrc then
@@ -238,6 +244,11 @@ def _retry_after_s(value: str | None) -> float | None:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, TypeError, OverflowError):
         return None
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}".lower()
 
 
 def _host(url: str) -> str:
