@@ -89,7 +89,6 @@ class State(enum.Enum):
 #: The whole machine. What is not here is a `ProtocolError`.
 TURNS: Dict[Tuple[State, Event], State] = {
     (State.STARTING, Event.READY): State.IDLE,
-    (State.STARTING, Event.ERROR): State.STARTING,
     (State.IDLE, Event.REQUEST): State.BUSY,
     (State.BUSY, Event.VALUE): State.IDLE,
     (State.BUSY, Event.ERROR): State.IDLE,
