@@ -103,6 +103,12 @@ def _close_range(low: int, high: int) -> None:
 def remove_tree(directory: str) -> None:
     """Remove a worker's directory, whatever the worker made of it."""
     try:
+        os.rmdir(directory)  # often empty, and this needs no descriptor where none is left
+    except OSError:
+        pass
+    else:
+        return
+    try:
         shutil.rmtree(directory, ignore_errors=True)
     except RecursionError:
         # It recurses, and a repo can nest directories deeper than Python's stack; rm(1) does not.

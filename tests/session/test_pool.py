@@ -6,8 +6,10 @@ import gc
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -160,6 +162,7 @@ def test_no_descriptors_left_is_a_clear_error(own, hub):
         handle(torch.ones(1, 4))
         own.fetch(hub("edits_sys_path"))  # its files have been read once: what is left to open is a worker's
         gc.collect()
+        directories = set(Path(tempfile.gettempdir()).glob("isohub-*"))
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (open_descriptors() + 20, hard))
         taken = []
@@ -177,6 +180,7 @@ def test_no_descriptors_left_is_a_clear_error(own, hub):
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             for descriptor in taken:
                 os.close(descriptor)
+        assert set(Path(tempfile.gettempdir()).glob("isohub-*")) <= directories
         before = open_descriptors()
         assert handle(torch.ones(1, 4)).shape == (1, 2)
         with own.load(hub("edits_sys_path"), "model"):
