@@ -419,55 +419,10 @@ class RemoteModule(torch.nn.Module):
         refuse_pickle(self._isohub)
 
 
-class IndexableRemoteModule(RemoteModule):
-    """A remote module that can be indexed: ``nn.Sequential``, ``ModuleList``, ``ModuleDict`` and their like."""
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._isohub.operate("getitem", key)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self._isohub.operate("setitem", key, value)
-
-    def __len__(self) -> int:
-        return _length(self._isohub)
-
-    def __contains__(self, item: Any) -> bool:
-        return bool(self._isohub.operate("contains", item))
-
-    def __iter__(self) -> Iterator[Any]:
-        return _iterate(self._isohub)
-
-    def __bool__(self) -> bool:
-        return bool(self._isohub.operate("bool"))
-
-
-class RemoteObject:
-    """An object that lives in a worker and is no module: a tokenizer, a decoder, a function, a generator.
-
-    Calls, attributes, items, iteration, ``len``, ``in``, ``dir`` and ``repr`` are the remote object's.
-    """
+class _Container:
+    """What Python looks up on the class and not on the object: a remote container's items, length and truth."""
 
     _isohub: Remote
-
-    def __init__(self, remote: Remote) -> None:
-        object.__setattr__(self, "_isohub", remote)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the remote object."""
-        remote = self._isohub
-        answer = remote.ask("call", "", args, kwargs, phase=f"calling a {remote.class_name}")
-        return severed(answer, [args, kwargs], remote.link.worker.name)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name.endswith("__"):
-            raise AttributeError(name)
-        return self._isohub.operate("getattr", name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._isohub.operate("setattr", name, value)
-
-    def __delattr__(self, name: str) -> None:
-        self._isohub.operate("delattr", name)
 
     def __getitem__(self, key: Any) -> Any:
         return self._isohub.operate("getitem", key)
@@ -489,6 +444,37 @@ class RemoteObject:
 
     def __bool__(self) -> bool:
         return bool(self._isohub.operate("bool"))
+
+
+class IndexableRemoteModule(_Container, RemoteModule):
+    """A remote module that can be indexed: ``nn.Sequential``, ``ModuleList``, ``ModuleDict`` and their like."""
+
+
+class RemoteObject(_Container):
+    """An object that lives in a worker and is no module: a tokenizer, a decoder, a function, a generator.
+
+    Calls, attributes, items, iteration, ``len``, ``in``, ``dir`` and ``repr`` are the remote object's.
+    """
+
+    def __init__(self, remote: Remote) -> None:
+        object.__setattr__(self, "_isohub", remote)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the remote object."""
+        remote = self._isohub
+        answer = remote.ask("call", "", args, kwargs, phase=f"calling a {remote.class_name}")
+        return severed(answer, [args, kwargs], remote.link.worker.name)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)
+        return self._isohub.operate("getattr", name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._isohub.operate("setattr", name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._isohub.operate("delattr", name)
 
     def __dir__(self) -> list[str]:
         return sorted(_names(self._isohub))

@@ -5,6 +5,7 @@ Side: caller. Trust: names, texts and kinds that a worker gives are checked or e
 
 from __future__ import annotations
 
+import itertools
 import os
 import queue
 import threading
@@ -126,7 +127,6 @@ class Link:
         self.timeout_s = timeout_s
         self.limit_bytes = limit_bytes
         self._pid = os.getpid()
-        self._made_now = 0  # references of the answer under way; threads that share a link may count together
         self._queue: queue.SimpleQueue[Callable[[], None] | None] | None = None
         self._queue_lock = threading.Lock()
 
@@ -161,9 +161,9 @@ class Link:
             grad=torch.is_grad_enabled(),
             inference=torch.is_inference_mode_enabled(),
         )
-        self._made_now = 0
+        references = itertools.count(1)  # of this one answer
         try:
-            return self.worker.ask(question, self._encode, self._handle)
+            return self.worker.ask(question, self._encode, lambda claimed: self._handle(claimed, next(references)))
         except Faulted as faulted:
             raise self._error(faulted, question) from None
         except TooLargeToEncode:
@@ -255,7 +255,7 @@ class Link:
             return ["r", remote.number]
         return ["p", cargo.add_bytes(pickled(value))]
 
-    def _handle(self, claimed: list[Any]) -> Any:
+    def _handle(self, claimed: list[Any], count: int) -> Any:
         """The handle that a reference of the worker's stands for. Trust: worker."""
         if len(claimed) != 4:
             raise ProtocolError("a reference that is none")
@@ -264,9 +264,8 @@ class Link:
             raise ProtocolError("a reference that is none")
         if type(class_name) is not str or type(indexable) is not bool:
             raise ProtocolError("a reference that is none")
-        if self._made_now >= MAX_REFERENCES:
+        if count > MAX_REFERENCES:
             raise ProtocolError(f"more than {MAX_REFERENCES} references in one answer")
-        self._made_now += 1
         known = self.worker.handles.get(number)
         if known is not None:
             remote_of(known).received[0] += 1  # type: ignore[union-attr]

@@ -269,7 +269,7 @@ class Worker:
             except BaseException as error:
                 if self._stage is _Stage.WAITING:
                     self._signal(signal.SIGINT)
-                    self._abandoned = question.phase
+                    self._abandoned = self._abandoned or question.phase  # the first is what it still does
                 elif not isinstance(error, Exception) and self._stage in (_Stage.SENDING, _Stage.READING):
                     self._bury(
                         SessionClosedError(f"the worker of {self.name} was interrupted in the middle of a message")
