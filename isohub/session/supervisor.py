@@ -26,7 +26,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -287,6 +287,9 @@ class Worker:
             reply, descriptors = self._hear_frame()
             close_descriptors(descriptors)
             self._note_kept(reply)
+            if isinstance(reply, Answer):
+                for number in _references(reply.value):
+                    self.release(number, 1)
         self._abandoned = ""
         self._stage = _Stage.IDLE
 
@@ -580,6 +583,18 @@ class Faulted(Exception):  # noqa: N818 - between this module and `handles`, whi
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.kind)
         self.fault = fault
+
+
+def _references(claimed_value: Any) -> Iterator[int]:
+    """Numbers of the objects that an answer refers to, for one that nobody decodes."""
+    left = [claimed_value]
+    while left:
+        tree = left.pop()
+        if not isinstance(tree, list):
+            continue
+        if len(tree) > 1 and tree[0] == "r" and type(tree[1]) is int:
+            yield tree[1]
+        left.extend(tree)
 
 
 def _milliseconds(deadline: float | None) -> float | None:

@@ -237,6 +237,32 @@ def test_an_interrupt_reaches_the_worker(session, hub):
         assert handle(torch.ones(1, 4)).shape == (1, 2)
 
 
+def test_objects_of_an_answer_that_nobody_takes_are_given_back(session, hub):
+    handle = session.load(hub("good"), "mlp")
+
+    def stubborn(module):
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            pass
+        return [object(), {"more": object()}]
+
+    def held(module):
+        import gc as remote_gc
+
+        return max(len(o._objects) for o in remote_gc.get_objects() if type(o).__name__ == "Server")
+
+    before = handle.run(held)
+    for _ in range(4):
+        timer = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT])
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            handle.run(stubborn)
+        timer.join()
+        handle(torch.ones(1, 4))
+    assert handle.run(held) <= before
+
+
 def test_a_worker_that_does_not_stop_is_named_for_what_it_still_does(session, hub):
     handle = session.load(hub("good"), "mlp", timeout_s=1)
 
