@@ -32,12 +32,15 @@ class Pin:
             or a directory.
         validated: False if the commit was accepted on ``skip_validation`` alone, without being
             shown to belong to the repository.
+        extras: What else of the commit is to be brought: ``lfs`` (the files behind Git LFS pointers)
+            and ``submodules`` (at the commits that the tree names), sorted.
     """
 
     reference: Reference
     commit: str
     ref_name: str | None = None
     validated: bool = True
+    extras: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -36,7 +36,7 @@ from isohub.repos.naming import (
     without_credentials,
 )
 
-__all__ = ["Reference", "SourceName", "github_server", "parse"]
+__all__ = ["Reference", "SourceName", "github_api", "github_server", "parse"]
 
 SourceName = Literal["github", "git", "local"]
 _SOURCES: tuple[SourceName, ...] = ("github", "git", "local")
@@ -178,6 +178,17 @@ def github_server() -> str:
             part="GITHUB_SERVER_URL",
         )
     return origin
+
+
+def github_api(server: str) -> str:
+    """Address of a GitHub server's REST API: ``GITHUB_API_URL`` for the configured server, else as GitHub lays it out.
+
+    Source: GitHub's documentation of default environment variables and of Enterprise Server's API.
+    """
+    configured = os.environ.get("GITHUB_API_URL", "").strip().rstrip("/")
+    if configured and server == github_server():
+        return configured
+    return "https://api.github.com" if server == _DEFAULT_SERVER else f"{server}/api/v3"
 
 
 def _checked_ref(given: _Text, ref: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from isohub.repos.sources import http
+from isohub.repos import http
 from isohub.repos.store import Store
 from tests.servers.git_repo import GitRepo
 from tests.servers.github import GitHubServer

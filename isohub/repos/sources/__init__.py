@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from isohub.repos.credentials import Credentials
     from isohub.repos.pins import Pin
     from isohub.repos.reference import Reference
 
@@ -50,17 +51,22 @@ class Source(Protocol):
         ...
 
 
-def source_for(reference: Reference) -> Source:
-    """The source that serves a reference."""
+def source_for(reference: Reference, credentials: Credentials | None = None) -> Source:
+    """The source that serves a reference.
+
+    Args:
+        reference: What will be asked for.
+        credentials: Whom to ask as; the user unless given.
+    """
     # Imported late: a local directory needs neither an HTTP client nor a git implementation.
     if reference.source == "github":
         from isohub.repos.sources.github import GitHubSource  # noqa: PLC0415
 
-        return GitHubSource()
+        return GitHubSource(credentials)
     if reference.source == "git":
         from isohub.repos.sources.git import GitSource  # noqa: PLC0415
 
-        return GitSource()
+        return GitSource(credentials)
     if reference.ref is not None:
         from isohub.repos.sources.git import CloneSource  # noqa: PLC0415
 

@@ -20,9 +20,9 @@ from dulwich.object_store import DiskObjectStore
 from dulwich.repo import Repo
 
 from isohub.errors import IntegrityError, SourceUnavailableError, printable
+from isohub.repos.credentials import Credentials
+from isohub.repos.http import HttpClient
 from isohub.repos.pins import Pin
-from isohub.repos.sources.github import github_authorization
-from isohub.repos.sources.http import HttpClient
 from isohub.repos.sources.objects import DAMAGE, Objects
 from isohub.repos.sources.refs import Refs, is_full_sha, is_sha
 from isohub.repos.sources.smart_http import Advertisement, read_advertisement, receive_pack
@@ -37,7 +37,14 @@ _PACK_LIMIT_BYTES = 2 << 30
 
 
 class GitSource:
-    """Repositories on any git host, as `isohub.repos.sources.Source`."""
+    """Repositories on any git host, as `isohub.repos.sources.Source`.
+
+    Args:
+        credentials: Whom to ask as.
+    """
+
+    def __init__(self, credentials: Credentials | None = None) -> None:
+        self._credentials = credentials or Credentials()
 
     def resolve(self, reference: Reference, *, skip_validation: bool = False) -> Pin:
         """Find the commit that a reference means now; see `Source.resolve`.
@@ -46,7 +53,7 @@ class GitSource:
         server can leave them out. `skip_validation` spares that for a full SHA.
         """
         _require_https(reference)
-        with HttpClient(github_authorization()) as client:
+        with HttpClient(self._credentials) as client:
             advertisement = _advertisement(client, reference)
             refs, ref = advertisement.refs, reference.ref or "HEAD"
             match = refs.match(ref)
@@ -72,7 +79,7 @@ class GitSource:
         """Fetch a commit and write its tree; see `Source.fetch`."""
         _require_https(pin.reference)
         with (
-            HttpClient(github_authorization()) as client,
+            HttpClient(self._credentials) as client,
             tempfile.TemporaryDirectory(prefix=".pack-", dir=into.parent) as scratch,
         ):
             advertisement = _advertisement(client, pin.reference)

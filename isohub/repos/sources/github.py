@@ -11,7 +11,6 @@ a repository archive"); "You might see commits outside of the repository", docs.
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 import os
@@ -19,15 +18,15 @@ import re
 import sys
 import tempfile
 from typing import IO, TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from isohub.errors import IntegrityError, RefNotFoundError, SourceUnavailableError
 from isohub.repos.archive import extract_zip
+from isohub.repos.credentials import Credentials
+from isohub.repos.http import HttpClient, read_limited
 from isohub.repos.pins import Pin
-from isohub.repos.reference import github_server
-from isohub.repos.sources.http import HttpClient, read_limited
+from isohub.repos.reference import github_api
 from isohub.repos.sources.refs import Refs, is_full_sha, is_sha
 from isohub.repos.sources.smart_http import read_advertisement
 
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
     from isohub.repos.reference import Reference
 
-__all__ = ["GitHubSource", "github_authorization"]
+__all__ = ["GitHubSource"]
 
 _log = logging.getLogger("isohub.repos")
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -48,15 +47,21 @@ _JSON_LIMIT_BYTES = 32 << 20
 # GitHub refuses pushes above 2 GiB, and asks for repositories below 1 GB.
 _ARCHIVE_LIMIT_BYTES = 2 << 30
 _CHUNK_BYTES = 1 << 18
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class GitHubSource:
-    """Repositories on a GitHub server, as `isohub.repos.sources.Source`."""
+    """Repositories on a GitHub server, as `isohub.repos.sources.Source`.
+
+    Args:
+        credentials: Whom to ask as.
+    """
+
+    def __init__(self, credentials: Credentials | None = None) -> None:
+        self._credentials = credentials or Credentials()
 
     def resolve(self, reference: Reference, *, skip_validation: bool = False) -> Pin:
         """Find the commit that a reference means now; see `Source.resolve`."""
-        with HttpClient(github_authorization()) as client:
+        with HttpClient(self._credentials) as client:
             refs = self._refs(client, reference)
             ref = reference.ref or "HEAD"
             match = refs.match(ref)
@@ -71,13 +76,12 @@ class GitHubSource:
     def fetch(self, pin: Pin, into: Path, *, progress: bool = False) -> None:
         """Download a commit's archive and unpack it; see `Source.fetch`."""
         reference = pin.reference
-        authorization = github_authorization()
         url = f"{reference.location}/archive/{pin.commit}.zip"
-        with HttpClient(authorization) as client, tempfile.TemporaryFile(dir=into.parent) as archive:
+        with HttpClient(self._credentials) as client, tempfile.TemporaryFile(dir=into.parent) as archive:
             try:
                 _download(client, url, archive, pin.name, progress=progress)
             except SourceUnavailableError as error:
-                if error.status != 404 or not authorization:
+                if error.status != 404 or not self._credentials.tokens():
                     raise _named(error, reference, f"commit {pin.commit}") from error
                 # Private repositories give their archives to the API only.
                 url = f"{_api(reference)}/repos/{reference.owner}/{reference.repo}/zipball/{pin.commit}"
@@ -142,35 +146,8 @@ class GitHubSource:
         return claimed_sha
 
 
-def github_authorization() -> dict[str, str]:
-    """Authorization headers by the address they belong to, from ``GITHUB_TOKEN`` or ``GH_TOKEN``.
-
-    The tokens belong to the server of ``GITHUB_SERVER_URL`` and its API, and go nowhere else;
-    nor over a connection that others can read.
-    """
-    token = (os.environ.get("GITHUB_TOKEN") or os.environ.get("GH_TOKEN") or "").strip()
-    if not token or not token.isascii() or not token.isprintable():
-        return {}
-    server = github_server()
-    # git's endpoints take Basic with this user name for every kind of token; the API takes Bearer.
-    basic = base64.b64encode(f"x-access-token:{token}".encode("ascii")).decode("ascii")
-    values = {server: f"Basic {basic}", _api_of(server): f"Bearer {token}"}
-    return {
-        address: value
-        for address, value in values.items()
-        if urlsplit(address).scheme == "https" or urlsplit(address).hostname in _LOOPBACK
-    }
-
-
 def _api(reference: Reference) -> str:
-    return _api_of(reference.location.removesuffix(f"/{reference.owner}/{reference.repo}"))
-
-
-def _api_of(server: str) -> str:
-    configured = os.environ.get("GITHUB_API_URL", "").strip().rstrip("/")
-    if configured and server == github_server():
-        return configured
-    return "https://api.github.com" if server == "https://github.com" else f"{server}/api/v3"
+    return github_api(reference.location.removesuffix(f"/{reference.owner}/{reference.repo}"))
 
 
 def _json(client: HttpClient, url: str) -> dict[str, Any]:
@@ -221,7 +198,7 @@ def _named(error: SourceUnavailableError, reference: Reference, what: str) -> So
     owner_repo = f"{reference.owner}/{reference.repo}"
     # GitHub answers 401 for repositories that do not exist, so as not to tell which are private.
     hint = "check the spelling; for a private repository set GITHUB_TOKEN"
-    if github_authorization():
+    if Credentials().tokens():
         hint = "check the spelling, and that the token in GITHUB_TOKEN or GH_TOKEN is valid and may read it"
     if os.path.isdir(owner_repo):  # noqa: PTH112
         hint = f"for the directory of that name write ./{owner_repo} or pass source='local'"

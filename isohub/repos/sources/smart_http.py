@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
 from isohub.errors import IntegrityError, SourceUnavailableError, printable
+from isohub.repos.http import read_limited
 from isohub.repos.naming import ref_problem
-from isohub.repos.sources.http import read_limited
 from isohub.repos.sources.refs import Refs
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import requests
 
-    from isohub.repos.sources.http import HttpClient
+    from isohub.repos.http import HttpClient
 
 __all__ = ["Advertisement", "parse_advertisement", "read_advertisement", "receive_pack"]
 

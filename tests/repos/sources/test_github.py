@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from isohub.errors import FetchError, IntegrityError, IsohubError, RefNotFoundError, SourceUnavailableError
+from isohub.repos import http
+from isohub.repos.credentials import Credentials
 from isohub.repos.pins import Pin
 from isohub.repos.reference import parse
-from isohub.repos.sources import http
-from isohub.repos.sources.github import GitHubSource, github_authorization
+from isohub.repos.sources.github import GitHubSource
 from tests.servers.git_repo import GitRepo
 from tests.servers.github import Fault, GitHubServer
 
@@ -358,18 +359,18 @@ def test_tokens_stay_with_their_host(
     other.forget()
     GitHubSource().resolve(parse(f"{other.url}/o/r"))
     assert "Authorization" in other.requests[0].headers
-    assert all(other.url in address for address in github_authorization())
+    assert all(other.url in address for address in Credentials().tokens())
 
 
 def test_tokens_are_not_sent_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_TOKEN", "s3cret")
-    assert set(github_authorization()) == {"https://github.com", "https://api.github.com"}
+    assert set(Credentials().tokens()) == {"https://github.com", "https://api.github.com"}
     monkeypatch.setenv("GITHUB_SERVER_URL", "https://ghe.example.org")
-    assert set(github_authorization()) == {"https://ghe.example.org", "https://ghe.example.org/api/v3"}
+    assert set(Credentials().tokens()) == {"https://ghe.example.org", "https://ghe.example.org/api/v3"}
     monkeypatch.setenv("GITHUB_SERVER_URL", "http://ghe.example.org")
-    assert github_authorization() == {}
+    assert Credentials().tokens() == {}
     monkeypatch.setenv("GITHUB_TOKEN", "line\nbreak")
-    assert github_authorization() == {}
+    assert Credentials().tokens() == {}
 
 
 def test_renamed_repositories_are_followed(github: GitHubServer, repo: GitRepo, tmp_path: Path) -> None:

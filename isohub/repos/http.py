@@ -23,6 +23,8 @@ from isohub.errors import SourceUnavailableError, printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from isohub.repos.credentials import Credentials
+
 __all__ = ["HttpClient", "read_limited"]
 
 T = TypeVar("T")
@@ -73,12 +75,11 @@ class HttpClient:
     """GET and POST with retries; a context manager.
 
     Args:
-        authorization: Values of the Authorization header by the address they belong to: origin,
-            and a path if it has one. The longest match counts. Trust: secrets of the caller's.
+        credentials: Whom to ask as.
     """
 
-    def __init__(self, authorization: Mapping[str, str] | None = None) -> None:
-        self._authorization = dict(authorization or {})
+    def __init__(self, credentials: Credentials) -> None:
+        self._authorization = credentials.tokens()
         self._redirected_to: set[str] = set()  # origins that only a redirect named
         self._session = _Session()
 

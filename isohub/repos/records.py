@@ -1,0 +1,63 @@
+"""Small files of the store that say what lies beside them, each with its own checksum.
+
+    {"sha256": "<of the record's JSON>", "record": {...}}
+
+A record is there if it is whole: its types fit, and its checksum does, so that one flipped byte makes it
+absent and never different. It is written beside and renamed, so that a reader sees the old one or the new.
+
+Runs in the caller. Trust: the store's own files; they hold text that a repo or a network chose.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+__all__ = ["read_record", "write_record"]
+
+_T = TypeVar("_T", bound=msgspec.Struct)
+_LIMIT_BYTES = 16 << 20
+
+
+class _Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    sha256: str
+    record: msgspec.Raw
+
+
+def write_record(path: Path, record: msgspec.Struct) -> None:
+    """Write a record, read-only, flushed, in one rename.
+
+    Raises:
+        OSError: The disk refused. What was there before is there still.
+    """
+    body = msgspec.json.encode(record)
+    sealed = _Sealed(hashlib.sha256(body).hexdigest(), msgspec.Raw(body))
+    staging = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
+    try:
+        with staging.open("xb") as stream:
+            stream.write(msgspec.json.encode(sealed) + b"\n")
+            stream.flush()
+            os.fchmod(stream.fileno(), 0o444)
+            os.fsync(stream.fileno())
+        staging.replace(path)
+    except BaseException:
+        staging.unlink(missing_ok=True)
+        raise
+
+
+def read_record(path: Path, kind: type[_T]) -> _T | None:
+    """A record, or None where there is no whole one."""
+    try:
+        with path.open("rb") as stream:
+            sealed = msgspec.json.decode(stream.read(_LIMIT_BYTES), type=_Sealed)
+        body = bytes(sealed.record)
+        if hashlib.sha256(body).hexdigest() != sealed.sha256:
+            return None
+        return msgspec.json.decode(body, type=kind)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
