@@ -5,7 +5,7 @@
     git+https://host/path[.git][@ref][#subdirectory=dir]   pip's form; always the git protocol
     git+file:///path/to/clone[@ref], ./clone:ref      a local clone at a ref
     ./directory, ~/directory, /directory, a PathLike  a local directory as it stands
-    git+ssh://, ssh://, user@host:path                parsed, so that the error can say what to do
+    git+ssh://, ssh://, user@host:path[@ref]          by ssh; the last is below the home there, as git has it
 
 A ref is a branch, a tag, ``refs/...``, ``pull/N`` or a SHA; none means the remote's HEAD.
 Parsing opens no connection. It looks at the disk for local forms only: the longest prefix
@@ -21,7 +21,7 @@ import hashlib
 import os
 import re
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NoReturn
 from urllib.parse import quote, unquote, urlsplit
@@ -86,6 +86,8 @@ class Reference:
                 return self.location
             return f"git+file://{quote(self.location, safe='/')}{at}{fragment}"
         if self.source == "git":
+            if "://" not in self.location:  # user@host:path
+                return self.location + (f"@{self.ref}" if self.ref else "") + fragment
             return f"git+{self.location}{at}{fragment}"
         if self.location != f"{_server_or_default()}/{self.owner}/{self.repo}" or "#" in (self.ref or ""):
             return f"{self.location}{at}{fragment}"
@@ -150,10 +152,14 @@ def parse(text: str | os.PathLike[str], source: SourceName | None = None) -> Ref
         return _parse_path(given, default_ref="HEAD" if source == "git" else None)
     if "://" in raw:
         return _parse_url(given, source)
-    if scp := _SCP.fullmatch(raw):
+    body, hash_mark, fragment = raw.partition("#subdirectory=")
+    if scp := _SCP.fullmatch(body):
         path, at, ref = scp["path"].partition("@")
-        path = quote(path.removeprefix("/"), safe="/")
-        return _parse_url(_Text(f"ssh://{scp['user']}@{scp['host']}/{path}{at}{quote(ref, safe='/')}", shown), source)
+        absolute = path.startswith("/")
+        url = f"ssh://{scp['user']}@{scp['host']}/{quote(path.removeprefix('/'), safe='/')}{at}{quote(ref, safe='/')}"
+        found = _parse_url(_Text(f"{url}{hash_mark}{fragment}", shown), source)
+        # As a URL the path begins at the root; git takes this form's to begin at the user's home.
+        return found if absolute else replace(found, location=f"{scp['user']}@{found.host}:{path.removesuffix('/')}")
     return _parse_short(given, source)
 
 
@@ -195,6 +201,8 @@ def _checked_ref(given: _Text, ref: str) -> str:
     problem = ref_problem(ref)
     if problem is not None:
         hint = "leave the colon out for the default branch" if not ref else None
+        if re.search(r"[~^]|@\{", ref):
+            hint = "a revision's suffixes are not taken; in a clone, `git rev-parse HEAD~1` gives the SHA to write"
         given.refuse("ref", problem, "a branch, a tag, refs/..., pull/N or a SHA", hint)
     return ref
 
@@ -404,13 +412,20 @@ def _no_directory(given: _Text, text: str) -> InvalidReferenceError:
         names = []
     near = near_names(path.name.partition(":")[0], names)
     hint = f"near names there: {', '.join(printable(n, newlines=False) for n in near)}" if near else None
+    directory, at, ref = text.rpartition("@")
+    if at and Path(directory).is_dir():
+        hint = printable(f"for a clone at a ref, write {directory}:{ref}", newlines=False)
     if "://" in text or (text.count("/") == 1 and not text.startswith((".", "/", "~"))):
         hint = hint or "leave source='local' out for a repository on a server"
     return given.error("path", "is no directory", "a directory that exists, or a clone followed by :ref", hint)
 
 
-def _checked_subdirectory(given: _Text, rest: str) -> str:
-    key, _, value = rest.removeprefix("#").partition("=")
+def _checked_subdirectory(given: _Text, rest: str) -> str | None:
+    # pip's lines carry egg=name, which says nothing of where the code is.
+    parts = [part for part in rest.removeprefix("#").split("&") if not re.fullmatch(r"egg=[A-Za-z0-9._\-\[\],]+", part)]
+    if rest.startswith("#") and not parts:
+        return None
+    key, _, value = "&".join(parts).partition("=")
     if not rest.startswith("#") or key != "subdirectory" or "&" in value:
         shown = printable(rest, limit_chars=100, newlines=False)
         given.refuse("fragment", f"is {shown!r}", "#subdirectory=path/in/the/tree and no query")

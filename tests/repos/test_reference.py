@@ -53,7 +53,12 @@ GITHUB = ("github", "github.com", "o", "r", "https://github.com/o/r")
         ("http://127.0.0.1:80/o/r", ("git", "127.0.0.1", "o", "r", "http://127.0.0.1/o/r", None, None)),
         ("https://[::1]:80/o/r", ("git", "[::1]:80", "o", "r", "https://[::1]:80/o/r", None, None)),
         ("ssh://git@h.org/o/r.git@v1", ("git", "h.org", "o", "r", "ssh://git@h.org/o/r.git", "v1", None)),
-        ("git@github.com:o/r.git", ("git", "github.com", "o", "r", "ssh://git@github.com/o/r.git", None, None)),
+        ("git@github.com:o/r.git", ("git", "github.com", "o", "r", "git@github.com:o/r.git", None, None)),
+        ("me@h.org:r@v1", ("git", "h.org", "", "r", "me@h.org:r", "v1", None)),
+        ("me@h.org:/srv/o/r@a/b", ("git", "h.org", "srv/o", "r", "ssh://me@h.org/srv/o/r", "a/b", None)),
+        ("me@h.org:o/r@v1#subdirectory=x/y", ("git", "h.org", "o", "r", "me@h.org:o/r", "v1", "x/y")),
+        ("git+https://h.org/o/r@v1#egg=x", ("git", "h.org", "o", "r", "https://h.org/o/r", "v1", None)),
+        ("git+https://h.org/o/r#subdirectory=d&egg=x[a,b]", ("git", "h.org", "o", "r", "https://h.org/o/r", None, "d")),
         ("git+ssh://git@h.org/o/r", ("git", "h.org", "o", "r", "ssh://git@h.org/o/r", None, None)),
     ],
 )
@@ -115,7 +120,9 @@ def test_short_text_is_canonical() -> None:
         ("https://github.com/o/r/tree/main", "path"),
         ("https://github.com/o/r:", "ref"),
         ("https://github.com/o/r?x=1", "fragment"),
-        ("https://github.com/o/r#egg=x", "fragment"),
+        ("https://github.com/o/r#egg=x y", "fragment"),
+        ("https://github.com/o/r#sha1=0", "fragment"),
+        ("https://github.com/o/r?egg=x", "fragment"),
         ("https://github.com:port/o/r", "host"),
         ("https:///o/r", "host"),
         ("https://ex\u00e4mple.org/o/r", "host"),
@@ -368,3 +375,20 @@ def test_near_names() -> None:
     assert near_names("V2", ["v1", "v2", "x"])[0] == "v2"
     assert near_names("zzz", ["main"]) == []
     assert near_names("attention", ["feature/attention-heads"]) == ["feature/attention-heads"]
+
+
+@pytest.mark.parametrize("text", ["o/r:HEAD~1", "o/r:v1^", "o/r:main@{1}", "./clone:HEAD~2"])
+def test_a_revision_s_suffix_gets_a_hint(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "clone").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidReferenceError) as caught:
+        parse(text)
+    assert "git rev-parse" in (caught.value.hint or "")
+
+
+def test_an_at_sign_for_a_colon_gets_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "clone").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidReferenceError) as caught:
+        parse("./clone@v1.0")
+    assert caught.value.hint == "for a clone at a ref, write ./clone:v1.0"

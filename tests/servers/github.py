@@ -1,7 +1,7 @@
 """A GitHub server on loopback, over real git repositories.
 
-It speaks git's smart HTTP protocol, serves archives, and answers the few paths of the REST API
-that isohub uses. It counts what is asked, can demand a token, and can be told to misbehave.
+It speaks git's smart HTTP protocol, serves archives and Git LFS objects, and answers the few paths of
+the REST API that isohub uses. It counts what is asked, can demand a token, and can be told to misbehave.
 
     with GitHubServer() as server:
         server.add("owner", "repo", git_repo)
@@ -13,6 +13,7 @@ that isohub uses. It counts what is asked, can demand a token, and can be told t
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -75,6 +76,11 @@ class GitHubServer:
         self.requests: list[Request] = []
         self._lock = threading.Lock()
         self._repos: dict[str, GitRepo] = {}
+        #: Git LFS: objects by id, what the batch API says instead, and where it sends for the rest.
+        self.lfs_objects: dict[str, bytes] = {}
+        self.lfs_errors: dict[str, dict[str, object]] = {}
+        self.lfs_storage: str | None = None
+        self._lfs_repos: set[str] = set()
         self._faults: list[tuple[re.Pattern[str], Fault, list[int]]] = []
         self._http = _Server(("127.0.0.1", 0), _Handler)
         self._http.github = self
@@ -101,6 +107,16 @@ class GitHubServer:
         """Serve a repository as owner/repo."""
         self._repos[f"{owner}/{repo}"] = git_repo
         return git_repo
+
+    def add_lfs(self, owner: str, repo: str, content: bytes) -> bytes:
+        """Serve an object to a repository, which has Git LFS from now on; returns its pointer file."""
+        oid = hashlib.sha256(content).hexdigest()
+        self.lfs_objects[oid] = content
+        self._lfs_repos.add(f"{owner}/{repo}")
+        return f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(content)}\n".encode()
+
+    def has_lfs(self, name: str) -> bool:
+        return name in self._lfs_repos
 
     def fail(self, path: str, fault: Fault, times: int = 1_000_000) -> Fault:
         """Misbehave for the next requests whose path and query match a regular expression."""
@@ -185,7 +201,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.body is not None:
             self._send(200, fault.body, {"Content-Type": "application/zip", **fault.headers}, fault)
             return
-        if github.token is not None and not self._authorized(github.token):
+        if github.token is not None and _STORED not in self.path and not self._authorized(github.token):
             git_path = ".git/" in self.path
             self._send(401 if git_path else 404, b"no", {"WWW-Authenticate": "Basic"} if git_path else {}, None)
             return
@@ -225,7 +241,12 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(parts.path)
         if path.startswith("/api/v3/repos/"):
             return self._api(path.removeprefix("/api/v3/repos/"))
-        match = re.fullmatch(r"/([^/]+/[^/]+?)(?:\.git)?/(info/refs|git-upload-pack|archive/(.+)\.zip)", path)
+        if path.startswith(_STORED):
+            return self._lfs_object(path.removeprefix(_STORED))
+        match = re.fullmatch(
+            r"/([^/]+(?:/[^/]+)*/[^/]+?)(?:\.git)?/(info/refs|git-upload-pack|archive/(.+)\.zip|info/lfs/objects/batch)",
+            path,
+        )
         repo = self.server.github.repo(match[1]) if match else None
         if match is None or repo is None:
             return 404, "text/plain", b"Not Found"
@@ -237,7 +258,37 @@ class _Handler(BaseHTTPRequestHandler):
         if match[2] == "git-upload-pack":
             pack = _git(repo, "upload-pack", "--stateless-rpc", ".", stdin=body, check=False)
             return 200, "application/x-git-upload-pack-result", pack
+        if match[2] == "info/lfs/objects/batch":
+            return self._lfs_batch(match[1], body)
         return self._archive(repo, match[1], match[3])
+
+    def _lfs_batch(self, name: str, body: bytes) -> tuple[int, str, bytes]:
+        github = self.server.github
+        if not github.has_lfs(name):
+            return _json(404, {"message": "Not Found"})
+        if self.headers.get("Accept") != _LFS_TYPE or self.headers.get("Content-Type") != _LFS_TYPE:
+            return _json(406, {"message": "Not Acceptable"})
+        question = json.loads(body)
+        assert question["operation"] == "download" and "basic" in question["transfers"]
+        assert len(question["objects"]) <= 100
+        answers = []
+        for asked in question["objects"]:
+            answer = {"oid": asked["oid"], "size": asked["size"], "authenticated": True}
+            content = github.lfs_objects.get(asked["oid"])
+            if content is None or len(content) != asked["size"]:
+                answer["error"] = {"code": 404, "message": "Object does not exist"}
+            else:
+                href = f"{github.lfs_storage or github.url}{_STORED}{asked['oid']}?signature=s3cret"
+                answer["actions"] = {"download": {"href": href, "header": {"X-Lfs": "ticket"}, "expires_in": 60}}
+            answers.append({**answer, **github.lfs_errors.get(asked["oid"], {})})
+        status, _, content_bytes = _json(200, {"transfer": "basic", "objects": answers})
+        return status, _LFS_TYPE, content_bytes
+
+    def _lfs_object(self, oid: str) -> tuple[int, str, bytes]:
+        if self.headers.get("X-Lfs") != "ticket" or "signature=s3cret" not in self.path:
+            return _json(403, {"message": "Forbidden"})
+        content = self.server.github.lfs_objects.get(oid)
+        return (404, "text/plain", b"no") if content is None else (200, "application/octet-stream", content)
 
     def _archive(self, repo: GitRepo, name: str, ref: str) -> tuple[int, str, bytes]:
         sha = _resolve(repo, ref)
@@ -271,6 +322,8 @@ class _Handler(BaseHTTPRequestHandler):
         return _json(404, {"message": "Not Found"})
 
 
+_STORED = "/lfs-storage/"
+_LFS_TYPE = "application/vnd.git-lfs+json"
 _REFS = {"branches": "heads", "tags": "tags"}
 
 

@@ -70,7 +70,7 @@ def source_for(reference: Reference, credentials: Credentials | None = None) -> 
     if reference.ref is not None:
         from isohub.repos.sources.git import CloneSource  # noqa: PLC0415
 
-        return CloneSource()
+        return CloneSource(credentials)
     from isohub.repos.sources.local import DirectorySource  # noqa: PLC0415
 
     return DirectorySource()

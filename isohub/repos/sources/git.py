@@ -1,8 +1,8 @@
-"""Any git host over smart HTTP, and clones on this machine at one of their refs.
+"""Any git host over smart HTTP or ssh, and clones on this machine at one of their refs.
 
 A commit is fetched shallowly where the server can do that. Its id vouches for all that is
-written, because every object is hashed as it is read. No hook, filter, credential helper or
-other program runs: dulwich only reads objects and refs. Runs in the caller.
+written, because every object is hashed as it is read. No hook, filter or submodule's command
+runs; the one program that does, for ssh addresses, is ssh. Runs in the caller.
 
 Source: gitprotocol-pack(5), gitrepository-layout(5), gitrevisions(7).
 """
@@ -14,26 +14,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from dulwich.errors import NotGitRepository
-from dulwich.object_store import DiskObjectStore
 from dulwich.repo import Repo
 
-from isohub.errors import IntegrityError, SourceUnavailableError, printable
+from isohub.errors import SourceUnavailableError, printable
 from isohub.repos.credentials import Credentials
-from isohub.repos.http import HttpClient
 from isohub.repos.pins import Pin
+from isohub.repos.sources.extras import Home, write_commit
 from isohub.repos.sources.objects import DAMAGE, Objects
+from isohub.repos.sources.packs import PACK_LIMIT_BYTES, connected, history, received
 from isohub.repos.sources.refs import Refs, is_full_sha, is_sha
-from isohub.repos.sources.smart_http import Advertisement, read_advertisement, receive_pack
+from isohub.repos.sources.ssh import is_ssh
 
 if TYPE_CHECKING:
     from isohub.repos.reference import Reference
+    from isohub.repos.sources.pkt import Remote
 
 __all__ = ["CloneSource", "GitSource"]
-
-# As for archives: GitHub refuses pushes above 2 GiB.
-_PACK_LIMIT_BYTES = 2 << 30
 
 
 class GitSource:
@@ -52,10 +51,8 @@ class GitSource:
         A SHA that is no tip costs the history of all branches and tags, without files where the
         server can leave them out. `skip_validation` spares that for a full SHA.
         """
-        _require_https(reference)
-        with HttpClient(self._credentials) as client:
-            advertisement = _advertisement(client, reference)
-            refs, ref = advertisement.refs, reference.ref or "HEAD"
+        with self._remote(reference) as remote:
+            refs, ref = remote.advertisement.refs, reference.ref or "HEAD"
             match = refs.match(ref)
             if match is None and is_sha(ref):
                 match = refs.match_tip(ref, reference)
@@ -65,50 +62,49 @@ class GitSource:
                 raise refs.not_found(reference)
             if skip_validation and is_full_sha(ref):
                 return Pin(reference, ref.lower(), None, validated=False)
-            with tempfile.TemporaryDirectory(prefix="isohub-") as scratch:
-                wants = _branches_and_tags(advertisement)
-                with _received(client, advertisement, wants, Path(scratch), depth=None, commits_only=True) as objects:
-                    found = objects.commits_like(ref)
+            found = history(remote, ref.lower(), limit_bytes=PACK_LIMIT_BYTES)
             if len(found) > 1:
                 raise refs.ambiguous(ref, found, reference)
             if not found:
                 raise refs.not_found(reference, "no commit on its branches and tags has that id")
             return Pin(reference, found[0], None)
 
-    def fetch(self, pin: Pin, into: Path, *, progress: bool = False) -> None:  # noqa: ARG002  # packs come without a length
-        """Fetch a commit and write its tree; see `Source.fetch`."""
-        _require_https(pin.reference)
+    def fetch(self, pin: Pin, into: Path, *, progress: bool = False) -> None:
+        """Fetch a commit and write its tree, with the pin's extras; see `Source.fetch`."""
+        reference = pin.reference
         with (
-            HttpClient(self._credentials) as client,
-            tempfile.TemporaryDirectory(prefix=".pack-", dir=into.parent) as scratch,
+            tempfile.TemporaryDirectory(prefix=".pack-", dir=into.parent) as directory,
+            self._remote(reference) as remote,
         ):
-            advertisement = _advertisement(client, pin.reference)
-            tips = {advertisement.refs.head: advertisement.refs.head}
-            tips.update((commit, advertisement.objects[name]) for name, commit in advertisement.refs.commits.items())
-            able = advertisement.capabilities
-            if pin.commit in tips:
-                wants, depth = [tips[pin.commit] or pin.commit], 1
-            elif able & {"allow-reachable-sha1-in-want", "allow-any-sha1-in-want"}:
-                wants, depth = [pin.commit], 1
-            else:
-                wants, depth = _branches_and_tags(advertisement), None
-            with _received(client, advertisement, wants, Path(scratch), depth=depth, commits_only=False) as objects:
+            scratch = Path(directory)
+            wants, depth = remote.advertisement.wants(pin.commit)
+            if not wants:
+                raise _gone(pin)
+            with received(remote, wants, scratch, depth=depth) as (objects, _):
                 try:
                     objects.read(pin.commit)
                 except KeyError:
-                    raise SourceUnavailableError(
-                        f"{pin.reference.location} did not send commit {pin.commit}: it is on none of its branches now",
-                        reference=str(pin.reference),
-                        url=pin.reference.location,
-                    ) from None
-                objects.write_tree(pin.commit, into)
+                    raise _gone(pin) from None
+                home = Home(_clone_url(reference), self._credentials, own=_is_own(pin), base=remote.advertisement.base)
+                _write(objects, pin, into, home, scratch, progress=progress)
+
+    @contextmanager
+    def _remote(self, reference: Reference) -> Iterator[Remote]:
+        with _named(reference), connected(_clone_url(reference), self._credentials) as remote:
+            yield remote
 
 
 class CloneSource:
     """A clone on this machine at a ref, as `isohub.repos.sources.Source`.
 
     Ordinary, bare and linked worktrees' clones; what is not committed is not seen.
+
+    Args:
+        credentials: Whom to ask its remote as, for submodules and LFS files that it lacks.
     """
+
+    def __init__(self, credentials: Credentials | None = None) -> None:
+        self._credentials = credentials or Credentials()
 
     def resolve(self, reference: Reference, *, skip_validation: bool = False) -> Pin:  # noqa: ARG002  # the user's own clone
         """Find the commit that a reference means now; any commit that is in the clone is the user's."""
@@ -127,10 +123,18 @@ class CloneSource:
                 raise refs.not_found(reference, hint=None if not is_full_sha(ref) else "git fetch may bring it")
             return Pin(reference, found[0], None)
 
-    def fetch(self, pin: Pin, into: Path, *, progress: bool = False) -> None:  # noqa: ARG002  # the disk is quick
-        """Write a commit's tree; see `Source.fetch`."""
-        with _opened(pin.reference) as (_, objects):
-            objects.write_tree(pin.commit, into)
+    def fetch(self, pin: Pin, into: Path, *, progress: bool = False) -> None:
+        """Write a commit's tree, with the pin's extras; see `Source.fetch`.
+
+        Submodules and LFS files are taken from the clone where it has them, else from its remote.
+        """
+        with (
+            _opened(pin.reference) as (repo, objects),
+            tempfile.TemporaryDirectory(prefix=".pack-", dir=into.parent) as scratch,
+        ):
+            directories = tuple(dict.fromkeys(Path(str(place)) for place in (repo.controldir(), repo.commondir())))
+            home = Home(_origin(repo), self._credentials, own=True, directories=directories)
+            _write(objects, pin, into, home, Path(scratch), progress=progress)
 
 
 class _Peeled(Mapping[str, str]):
@@ -207,76 +211,62 @@ def _unreadable(reference: Reference, error: Exception) -> SourceUnavailableErro
     )
 
 
-def _require_https(reference: Reference) -> None:
-    if reference.location.startswith("ssh://"):
-        raise SourceUnavailableError(
-            f"{reference.location} is reached over ssh, which would run a program with your keys; isohub does not",
-            hint="write https://..., or `git clone` it yourself and name the clone: ./clone:ref",
-            reference=str(reference),
-            url=reference.location,
-        )
+def _write(objects: Objects, pin: Pin, into: Path, home: Home, scratch: Path, *, progress: bool) -> None:
+    write_commit(
+        objects,
+        pin.commit,
+        into,
+        origin=f"{pin.reference.location} at {pin.commit[:12]}",
+        extras=pin.extras,
+        home=home,
+        scratch=scratch,
+        progress=progress,
+    )
 
 
-def _advertisement(client: HttpClient, reference: Reference) -> Advertisement:
+def _clone_url(reference: Reference) -> str:
+    # GitHub's own form; without the suffix it redirects some clients.
+    return f"{reference.location}.git" if reference.source == "github" else reference.location
+
+
+def _is_own(pin: Pin) -> bool:
+    """Whether a commit is the repository's own: on its branches and tags, and no pull request's."""
+    return pin.validated and (pin.ref_name is None or pin.ref_name.startswith(("refs/heads/", "refs/tags/")))
+
+
+def _origin(repo: Repo) -> str | None:
+    """Address of a clone's remote, without what it holds of credentials; None if that is a path."""
     try:
-        advertisement = read_advertisement(client, reference.location)
-    except SourceUnavailableError as error:
-        hint = error.hint
-        if error.status in (401, 403, 404):
-            hint = "check the address; for a private repository put the password into ~/.netrc"
-        raise SourceUnavailableError(
-            error.message, hint=hint, reference=str(reference), url=error.url, status=error.status
-        ) from error
-    if advertisement.object_format not in ("sha1", "sha256"):
-        kind = printable(advertisement.object_format, limit_chars=50, newlines=False)
-        raise SourceUnavailableError(f"{reference.location} has objects of the unknown format {kind!r}")
-    return advertisement
+        url = repo.get_config().get((b"remote", b"origin"), b"url").decode("utf-8")
+    except (KeyError, ValueError, OSError):
+        return None
+    if is_ssh(url):
+        return url
+    parts = urlsplit(url)
+    return (
+        f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.scheme in ("https", "http") else None
+    )
 
 
-def _branches_and_tags(advertisement: Advertisement) -> list[str]:
-    names = [name for name in advertisement.objects if name.startswith(("refs/heads/", "refs/tags/"))]
-    return list(dict.fromkeys(advertisement.objects[name] for name in names))
+def _gone(pin: Pin) -> SourceUnavailableError:
+    where = pin.reference.location
+    return SourceUnavailableError(
+        f"{where} did not send commit {pin.commit}: it is on none of its branches now",
+        reference=str(pin.reference),
+        url=where,
+    )
 
 
 @contextmanager
-def _received(
-    client: HttpClient,
-    advertisement: Advertisement,
-    wants: list[str],
-    scratch: Path,
-    *,
-    depth: int | None,
-    commits_only: bool,
-) -> Iterator[Objects]:
-    """Fetch a pack into an object store of its own and read from that."""
-    directory = scratch / "objects"
-    directory.mkdir()
-    algorithm = advertisement.object_format
-    options: dict[str, Any] = {}
-    if algorithm != "sha1":
-        from dulwich.object_format import get_object_format  # noqa: PLC0415  # dulwich 1.0 and later
-
-        options["object_format"] = get_object_format(algorithm)
-    with tempfile.TemporaryFile(dir=scratch) as pack:
-        receive_pack(
-            client,
-            advertisement,
-            wants,
-            pack,
-            depth=depth,
-            commits_only=commits_only,
-            limit_bytes=_PACK_LIMIT_BYTES,
-        )
-        pack.seek(0)
-        store = DiskObjectStore.init(str(directory), **options)
-        try:
-            try:
-                store.add_thin_pack(pack.read, None)
-            except DAMAGE as error:
-                text = printable(str(error) or type(error).__name__, limit_chars=300, newlines=False)
-                raise IntegrityError(
-                    f"{advertisement.base} sends a damaged pack: {text}", url=advertisement.base
-                ) from error
-            yield Objects(store, where=advertisement.base, algorithm=algorithm)
-        finally:
-            store.close()
+def _named(reference: Reference) -> Iterator[None]:
+    """Errors with the reference, and a hint that fits a git host."""
+    try:
+        yield
+    except SourceUnavailableError as error:
+        if error.reference is not None:
+            raise
+        hint = error.hint
+        if error.status in (401, 403, 404) and hint is None:
+            hint = "check the address; for a private repository put the password into ~/.netrc"
+        fields = {**error.fields, "reference": str(reference)}
+        raise type(error)(error.message, hint=hint, **fields) from error

@@ -2,7 +2,9 @@
 
 To resolve costs one request outside the REST quota, for names and tips. A SHA that is no tip
 must be shown to belong to a branch or tag of the very repository, since GitHub serves the
-commits of all forks under each other's names. Tokens go to the server that they belong to.
+commits of all forks under each other's names: a second request brings the history of branches and
+tags without files, and it is walked. Only a history beyond 64 MiB, or a server that cannot leave
+files out, is asked about by the REST API. Tokens go to the server that they belong to.
 Runs in the caller; executes nothing.
 
 Source: gitprotocol-http(5); GitHub REST API 2022-11-28 (commits, "compare two commits", "download
@@ -15,24 +17,24 @@ import json
 import logging
 import os
 import re
-import sys
 import tempfile
-from typing import IO, TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
-from isohub.errors import IntegrityError, RefNotFoundError, SourceUnavailableError
+from isohub.errors import RefNotFoundError, SourceUnavailableError
 from isohub.repos.archive import extract_zip
 from isohub.repos.credentials import Credentials
+from isohub.repos.download import download
 from isohub.repos.http import HttpClient, read_limited
 from isohub.repos.pins import Pin
 from isohub.repos.reference import github_api
+from isohub.repos.sources.git import GitSource
+from isohub.repos.sources.packs import HISTORY_LIMIT_BYTES, history
+from isohub.repos.sources.pkt import PackTooLargeError
 from isohub.repos.sources.refs import Refs, is_full_sha, is_sha
-from isohub.repos.sources.smart_http import read_advertisement
+from isohub.repos.sources.smart_http import HttpRemote
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import requests
 
     from isohub.repos.reference import Reference
@@ -46,7 +48,6 @@ _COMPARE_LIMIT = 100
 _JSON_LIMIT_BYTES = 32 << 20
 # GitHub refuses pushes above 2 GiB, and asks for repositories below 1 GB.
 _ARCHIVE_LIMIT_BYTES = 2 << 30
-_CHUNK_BYTES = 1 << 18
 
 
 class GitHubSource:
@@ -62,7 +63,8 @@ class GitHubSource:
     def resolve(self, reference: Reference, *, skip_validation: bool = False) -> Pin:
         """Find the commit that a reference means now; see `Source.resolve`."""
         with HttpClient(self._credentials) as client:
-            refs = self._refs(client, reference)
+            remote = self._remote(client, reference)
+            refs = remote.advertisement.refs
             ref = reference.ref or "HEAD"
             match = refs.match(ref)
             if match is None and is_sha(ref):
@@ -71,39 +73,46 @@ class GitHubSource:
                 return Pin(reference, match.commit, match.name)
             if not is_sha(ref):
                 raise refs.not_found(reference)
-            return self._pin_of_no_tip(client, refs, reference, ref.lower(), skip_validation=skip_validation)
+            return self._pin_of_no_tip(client, remote, reference, ref.lower(), skip_validation=skip_validation)
 
     def fetch(self, pin: Pin, into: Path, *, progress: bool = False) -> None:
-        """Download a commit's archive and unpack it; see `Source.fetch`."""
+        """Download a commit's archive and unpack it; see `Source.fetch`. With extras, by the git protocol."""
+        if pin.extras:
+            GitSource(self._credentials).fetch(pin, into, progress=progress)
+            return
         reference = pin.reference
         url = f"{reference.location}/archive/{pin.commit}.zip"
-        with HttpClient(self._credentials) as client, tempfile.TemporaryFile(dir=into.parent) as archive:
+        with (
+            HttpClient(self._credentials) as client,
+            tempfile.TemporaryDirectory(prefix=".archive-", dir=into.parent) as scratch,
+        ):
+            path = Path(scratch) / "archive.zip"
             try:
-                _download(client, url, archive, pin.name, progress=progress)
+                download(client, url, path, name=pin.name, limit_bytes=_ARCHIVE_LIMIT_BYTES, progress=progress)
             except SourceUnavailableError as error:
-                if error.status != 404 or not self._credentials.tokens():
-                    raise _named(error, reference, f"commit {pin.commit}") from error
                 # Private repositories give their archives to the API only.
                 url = f"{_api(reference)}/repos/{reference.owner}/{reference.repo}/zipball/{pin.commit}"
+                if error.status != 404 or not client.has_credentials(url):
+                    raise _named(error, reference, f"commit {pin.commit}") from error
                 try:
-                    _download(client, url, archive, pin.name, progress=progress)
+                    download(client, url, path, name=pin.name, limit_bytes=_ARCHIVE_LIMIT_BYTES, progress=progress)
                 except SourceUnavailableError as second:
                     raise _named(second, reference, f"commit {pin.commit}") from second
-            extract_zip(archive, into, origin=url, commit=pin.commit)
+            with path.open("rb") as archive:
+                extract_zip(archive, into, origin=url, commit=pin.commit)
 
-    def _refs(self, client: HttpClient, reference: Reference) -> Refs:
+    def _remote(self, client: HttpClient, reference: Reference) -> HttpRemote:
         try:
-            return read_advertisement(client, f"{reference.location}.git").refs
+            return HttpRemote(client, f"{reference.location}.git")
         except SourceUnavailableError as error:
             raise _named(error, reference, "repository") from error
 
     def _pin_of_no_tip(
-        self, client: HttpClient, refs: Refs, reference: Reference, sha: str, *, skip_validation: bool
+        self, client: HttpClient, remote: HttpRemote, reference: Reference, sha: str, *, skip_validation: bool
     ) -> Pin:
-        commit = sha
-        if not (skip_validation and is_full_sha(sha)):
-            commit = self._full_sha(client, refs, reference, sha)
+        refs = remote.advertisement.refs
         if skip_validation:
+            commit = sha if is_full_sha(sha) else self._full_sha(client, refs, reference, sha)
             _log.warning(
                 "%s is accepted without being shown to belong to %s/%s; it may be anyone's, from a fork",
                 commit,
@@ -111,9 +120,31 @@ class GitHubSource:
                 reference.repo,
             )
             return Pin(reference, commit, None, validated=False)
-        pulls = [name for name, tip in refs.commits.items() if tip == commit and name.startswith("refs/pull/")]
         tips = refs.tips()
-        for tip in list(tips)[:_COMPARE_LIMIT]:
+        found = _in_history(remote, sha)
+        if found is None:
+            commit = sha if is_full_sha(sha) else self._full_sha(client, refs, reference, sha)
+            if self._is_behind_a_tip(client, reference, list(tips)[:_COMPARE_LIMIT], commit):
+                return Pin(reference, commit, None)
+        elif len(found) > 1:
+            raise refs.ambiguous(sha, found, reference)
+        elif found:
+            return Pin(reference, found[0], None)
+        else:
+            commit = sha
+        why = f"commit {commit} is on none of its {len(tips)} branches and tags, and may live only in a fork"
+        if found is None and len(tips) > _COMPARE_LIMIT:
+            why = f"commit {commit} is on none of the first {_COMPARE_LIMIT} of its {len(tips)} branches and tags"
+        hint = "name the branch or tag; or look at the commit and pass skip_validation=True"
+        pulls = [name for name, tip in refs.commits.items() if tip.startswith(commit) and name.startswith("refs/pull/")]
+        if pulls:
+            number = pulls[0].split("/")[2]
+            hint = f"it is the head of pull request {number}: write {reference.owner}/{reference.repo}:pull/{number}"
+        raise refs.not_found(reference, why, hint)
+
+    def _is_behind_a_tip(self, client: HttpClient, reference: Reference, tips: list[str], commit: str) -> bool:
+        """Whether the API says that a commit is in a tip's history: a request of the quota for each tip."""
+        for tip in tips:
             url = f"{_api(reference)}/repos/{reference.owner}/{reference.repo}/compare/{tip}...{commit}?per_page=1"
             try:
                 claimed_status = _json(client, url).get("status")
@@ -122,15 +153,8 @@ class GitHubSource:
                     raise
                 continue
             if claimed_status in ("behind", "identical"):
-                return Pin(reference, commit, None)
-        why = f"commit {commit} is on none of its {len(tips)} branches and tags, and may live only in a fork"
-        if len(tips) > _COMPARE_LIMIT:
-            why = f"commit {commit} is on none of the first {_COMPARE_LIMIT} of its {len(tips)} branches and tags"
-        hint = "name the branch or tag; or look at the commit and pass skip_validation=True"
-        if pulls:
-            number = pulls[0].split("/")[2]
-            hint = f"it is the head of pull request {number}: write {reference.owner}/{reference.repo}:pull/{number}"
-        raise refs.not_found(reference, why, hint)
+                return True
+        return False
 
     def _full_sha(self, client: HttpClient, refs: Refs, reference: Reference, sha: str) -> str:
         url = f"{_api(reference)}/repos/{reference.owner}/{reference.repo}/commits/{sha}"
@@ -144,6 +168,16 @@ class GitHubSource:
         if not isinstance(claimed_sha, str) or not _COMMIT.fullmatch(claimed_sha) or not claimed_sha.startswith(sha):
             raise refs.not_found(reference)
         return claimed_sha
+
+
+def _in_history(remote: HttpRemote, sha: str) -> list[str] | None:
+    """Commits of branches and tags that a SHA names, or None if the git protocol cannot say within its bounds."""
+    if "filter" not in remote.advertisement.capabilities:
+        return None  # all files of all times would come along
+    try:
+        return history(remote, sha, limit_bytes=HISTORY_LIMIT_BYTES)
+    except PackTooLargeError:
+        return None
 
 
 def _api(reference: Reference) -> str:
@@ -162,31 +196,6 @@ def _json(client: HttpClient, url: str) -> dict[str, Any]:
         return value
 
     return client.request(url, read, headers={"Accept": "application/vnd.github+json"})
-
-
-def _download(client: HttpClient, url: str, into: IO[bytes], name: str, *, progress: bool) -> None:
-    def read(response: requests.Response) -> None:
-        into.seek(0)
-        into.truncate()
-        length = response.headers.get("Content-Length", "")
-        encoded = "Content-Encoding" in response.headers
-        total = int(length) if re.fullmatch(r"[0-9]{1,15}", length) and not encoded else None
-        if total is not None and total > _ARCHIVE_LIMIT_BYTES:
-            raise IntegrityError(f"{url} has {total} bytes; at most {_ARCHIVE_LIMIT_BYTES} are read", url=url)
-        count = 0
-        shown = progress and sys.stderr.isatty()
-        with tqdm(desc=name, total=total, unit="B", unit_scale=True, disable=not shown, leave=False) as bar:
-            for chunk in response.iter_content(_CHUNK_BYTES):
-                count += len(chunk)
-                if count > _ARCHIVE_LIMIT_BYTES:
-                    raise IntegrityError(f"{url} has more than {_ARCHIVE_LIMIT_BYTES} bytes", url=url)
-                into.write(chunk)
-                bar.update(len(chunk))
-        # urllib3 raises on a short body by itself; this holds whatever its settings become.
-        if total is not None and count != total:
-            raise IntegrityError(f"{url} gave {count} of {total} bytes", url=url, expected=str(total), got=str(count))
-
-    client.request(url, read)
 
 
 def _named(error: SourceUnavailableError, reference: Reference, what: str) -> SourceUnavailableError | RefNotFoundError:

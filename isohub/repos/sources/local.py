@@ -10,7 +10,6 @@ Source: git's racy-git.txt (why a file that was just written is read once more).
 from __future__ import annotations
 
 import os
-import re
 import stat
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 from isohub.errors import SourceUnavailableError
 from isohub.repos.measure import Measured, blob_id, measure
 from isohub.repos.pins import TREE_PREFIX, Checkout, Pin
+from isohub.repos.sources.submodules import GITMODULES_LIMIT_BYTES, parse_gitmodules
 from isohub.repos.tree import TreeWriter
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ __all__ = ["DirectorySource", "measure_directory"]
 RACY_NS = 2_000_000_000
 _SKIPPED = frozenset({b".git", b"__pycache__"})
 _CACHE_LIMIT = 500_000
-_SUBMODULE_PATH = re.compile(r"^\s*path\s*=\s*(.+?)\s*$", re.MULTILINE)
-_GITMODULES_LIMIT_BYTES = 1 << 20
 
 _Key = tuple[bytes, int, int, int, int]
 _blob_ids: dict[_Key, bytes] = {}
@@ -129,12 +127,11 @@ def _cached_blob_id(path: bytes, info: os.stat_result) -> bytes | None:
 def _empty_submodules(root: Path, measured: Measured) -> tuple[str, ...]:
     """Empty directories that ``.gitmodules`` names; others are just empty."""
     try:
-        with (root / ".gitmodules").open(encoding="utf-8", errors="replace") as stream:
-            text = stream.read(_GITMODULES_LIMIT_BYTES)
-    except OSError:
+        with (root / ".gitmodules").open("rb") as stream:
+            named = parse_gitmodules(stream.read(GITMODULES_LIMIT_BYTES + 1))
+    except (OSError, ValueError):
         return ()
-    empty = set(measured.empty)
-    return tuple(sorted({path for path in _SUBMODULE_PATH.findall(text) if path in empty}))
+    return tuple(sorted(named.keys() & set(measured.empty)))
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

@@ -1,8 +1,8 @@
 """Git objects, each checked against its id as it is read, and trees written from them.
 
 dulwich finds and inflates; this module believes no index: whatever is used is hashed first, so
-that a commit's id vouches for every byte below it. Writes through `TreeWriter` only. Runs in
-the caller.
+that a commit's id vouches for every byte below it, and for all of its history. Writes through
+`TreeWriter` only. Runs in the caller.
 
 Source: gitformat-pack(5), Documentation/technical/hash-function-transition, git-fsck(1).
 """
@@ -15,23 +15,28 @@ import stat
 import zlib
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dulwich.errors import ChecksumMismatch, FileFormatException
+from dulwich.errors import ApplyDeltaError, ChecksumMismatch, FileFormatException
+from dulwich.pack import UnresolvedDeltas
 
 from isohub.errors import IntegrityError, SourceUnavailableError
-from isohub.repos.tree import TreeWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Iterator
+
+    from isohub.repos.tree import TreeWriter
 
 __all__ = ["DAMAGE", "ObjectStore", "Objects"]
 
 _KINDS = {1: "commit", 2: "tree", 3: "blob", 4: "tag"}  # gitformat-pack(5), object types
 _HEADER_LINE = re.compile(rb"(tree|parent|object) ([0-9a-f]{40}(?:[0-9a-f]{24})?)")
+_PARENT_LINE = re.compile(rb"parent ([0-9a-f]{40}(?:[0-9a-f]{24})?)\n")
 _TAGS_NESTED = 16
 _MODE = re.compile(rb"[0-7]{5,6}")
 #: What dulwich raises on bytes that are no sound git data.
-DAMAGE = (ChecksumMismatch, FileFormatException, zlib.error, ValueError, AssertionError, EOFError, IndexError, KeyError)
+DAMAGE = (
+    *(ApplyDeltaError, ChecksumMismatch, FileFormatException, UnresolvedDeltas),
+    *(zlib.error, ValueError, AssertionError, EOFError, IndexError, KeyError),
+)
 
 
 class ObjectStore(Protocol):
@@ -113,30 +118,70 @@ class Objects:
                 found[commit] = None
         return list(found)
 
-    def write_tree(self, commit: str, into: Path) -> None:
-        """Write a commit's tree.
+    def reachable(self, tips: Iterable[str]) -> Iterator[str]:
+        """Commits that tips lead to, each once.
+
+        Every step is a parent's id in a commit that was hashed, so what is only in the store, without
+        a way to it from a tip, is not among them. The walk ends where an object is not here.
+
+        Args:
+            tips: Ids of commits, and of tags, which are peeled. Trust: the network.
+        """
+        seen: set[str] = set()
+        pending: list[str] = []
+        for tip in tips:
+            try:
+                commit = self.peel(tip)
+            except KeyError:
+                continue  # a tag of a file or a directory, which a pack of commits does not hold
+            if commit is not None and commit not in seen:
+                seen.add(commit)
+                pending.append(commit)
+        while pending:
+            commit = pending.pop()
+            try:
+                parents = self._parents(commit)
+            except KeyError:
+                continue
+            yield commit
+            for parent in parents:
+                if parent not in seen:
+                    seen.add(parent)
+                    pending.append(parent)
+
+    def write_tree(
+        self,
+        commit: str,
+        writer: TreeWriter,
+        *,
+        prefix: str = "",
+        set_aside: Callable[[str, bytes, bool], bool] | None = None,
+    ) -> dict[str, str]:
+        """Write a commit's tree, without the writer's `finish`.
 
         Submodules are left as empty directories, which is also what ``git archive`` does.
 
         Args:
             commit: Its id.
-            into: An empty directory of the caller's.
+            writer: What to write it with.
+            prefix: Before all paths; empty or ending in a slash.
+            set_aside: Asked for every file with its path, content and x bit; True if it is not to be
+                written, because its asker will.
+
+        Returns:
+            The submodules: path to commit.
 
         Raises:
             IntegrityError: An object is damaged or missing, or the tree may not be written.
         """
-        writer = TreeWriter(into, origin=f"{self._where} at {commit[:12]}")
-        kind, data = self._required(commit)
-        root = _header(data, b"tree") if kind == "commit" else None
-        if root is None:
-            raise IntegrityError(f"{self._where}: object {commit} is a {kind} and no commit", url=self._where)
-        pending = [(root, "")]
+        submodules: dict[str, str] = {}
+        pending = [(self._root(commit), prefix)]
         while pending:
-            tree, prefix = pending.pop()
+            tree, above = pending.pop()
             for mode, raw_name, sha in self._entries(tree):
                 # surrogateescape keeps what is no UTF-8 apart; the writer then refuses it by name.
-                path = prefix + raw_name.decode("utf-8", "surrogateescape")
-                if "/" in path[len(prefix) :]:
+                path = above + raw_name.decode("utf-8", "surrogateescape")
+                if "/" in path[len(above) :]:
                     raise writer.refusal(path, "is one name with a slash in it")
                 kind_bits = stat.S_IFMT(mode)
                 if kind_bits == stat.S_IFDIR:
@@ -144,14 +189,43 @@ class Objects:
                     pending.append((sha, path + "/"))
                 elif mode == 0o160000:
                     writer.directory(path)
+                    submodules[path] = sha
                 elif kind_bits == stat.S_IFLNK:
                     target = self._blob(sha, path).decode("utf-8", "surrogateescape")
                     writer.symlink(path, target)
                 elif kind_bits == stat.S_IFREG:
-                    writer.file(path, [self._blob(sha, path)], executable=bool(mode & 0o100))
+                    content, executable = self._blob(sha, path), bool(mode & 0o100)
+                    if set_aside is None or not set_aside(path, content, executable):
+                        writer.file(path, [content], executable=executable)
                 else:
                     raise writer.refusal(path, f"has the mode {mode:o}, which git does not have")
-        writer.finish()
+        return submodules
+
+    def top_file(self, commit: str, name: str) -> bytes | None:
+        """Content of a regular file at the top of a commit's tree; None if there is no such one."""
+        for mode, raw_name, sha in self._entries(self._root(commit)):
+            if raw_name == name.encode("utf-8") and stat.S_ISREG(mode):
+                return self._blob(sha, name)
+        return None
+
+    def _root(self, commit: str) -> str:
+        kind, data = self._required(commit)
+        root = _header(data, b"tree") if kind == "commit" else None
+        if root is None:
+            raise IntegrityError(f"{self._where}: object {commit} is a {kind} and no commit", url=self._where)
+        return root
+
+    def _parents(self, commit: str) -> list[str]:
+        kind, data = self.read(commit)
+        if kind != "commit":
+            raise IntegrityError(f"{self._where}: {commit} is a {kind} where a commit was expected", url=self._where)
+        # The grammar of a commit: one tree, then its parents, then the rest. Source: git-fsck(1).
+        parents: list[str] = []
+        at = data.find(b"\n") + 1
+        while match := _PARENT_LINE.match(data, at):
+            parents.append(match[1].decode("ascii"))
+            at = match.end()
+        return parents
 
     def _blob(self, sha: str, path: str) -> bytes:
         kind, data = self._required(sha)

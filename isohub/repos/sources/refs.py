@@ -24,7 +24,9 @@ _log = logging.getLogger("isohub.repos")
 _SHA = re.compile(r"[0-9a-fA-F]{4,64}")  # core.abbrev's minimum is 4
 _FULL_SHA = re.compile(r"[0-9a-fA-F]{40}|[0-9a-fA-F]{64}")
 _PULL = re.compile(r"(?:refs/)?pull/([0-9]+)(?:/head)?")
+_TOO_SHORT = re.compile(r"[0-9a-fA-F]{1,3}")
 _LISTED = 8
+_NUMBER = re.compile(r"([0-9]{1,18})")
 
 
 def is_sha(ref: str) -> bool:
@@ -35,6 +37,12 @@ def is_sha(ref: str) -> bool:
 def is_full_sha(ref: str) -> bool:
     """Whether a ref is a whole SHA, which git never takes for a name."""
     return _FULL_SHA.fullmatch(ref) is not None
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """A key that sorts v1.10 after v1.9."""
+    parts = [part for part in _NUMBER.split(name) if part]
+    return [(True, int(part), part) if _NUMBER.fullmatch(part) else (False, 0, part) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -138,6 +146,22 @@ class Refs:
             near=commits[:_LISTED],
         )
 
+    def _listed(self) -> str:
+        """Some branches, the default one first, and the newest tags by their numbers."""
+        heads = "refs/heads/"
+        branches = {name.removeprefix(heads) for name in self.commits if name.startswith(heads)}
+        remote = f"refs/remotes/{self.remote}/"
+        branches |= {name.removeprefix(remote) for name in self.commits if self.remote and name.startswith(remote)}
+        tags = {name.removeprefix("refs/tags/") for name in self.commits if name.startswith("refs/tags/")}
+        first = (self.head_name or "").removeprefix(heads)
+        ordered = sorted(branches, key=lambda name: (name != first, _natural(name)))
+        newest = sorted(tags - branches, key=_natural, reverse=True)
+        shown = ordered[: max(_LISTED - len(newest), _LISTED // 2)]
+        shown += newest[: _LISTED - len(shown)]
+        count = len(branches | tags)
+        text = ", ".join(printable(name, newlines=False) for name in shown)
+        return f"it has {count} branches and tags: {text}" + (", ..." if count > len(shown) else "")
+
     def not_found(self, reference: Reference, why: str | None = None, hint: str | None = None) -> RefNotFoundError:
         """The error for a ref that is not there, with the nearest names that are.
 
@@ -161,10 +185,9 @@ class Refs:
         if hint is None and near:
             hint = f"near names: {', '.join(near)}"
         if hint is None and names:
-            listed = [printable(name, newlines=False) for name in names[:_LISTED]]
-            hint = f"it has {len(set(names))} branches and tags: {', '.join(listed)}" + (
-                ", ..." if len(names) > _LISTED else ""
-            )
+            hint = self._listed()
+        if hint is not None and _TOO_SHORT.fullmatch(ref):
+            hint += "; a commit is named with at least 4 digits"
         return RefNotFoundError(
             f"{where} has no branch, tag or commit {ref!r}" + (f": {why}" if why else ""),
             hint=hint,

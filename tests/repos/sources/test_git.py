@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,9 @@ from isohub.repos.reference import parse
 from isohub.repos.sources import source_for
 from tests.servers.git_repo import GitRepo
 from tests.servers.github import Fault, GitHubServer
+
+TYPE = "application/x-git-upload-pack-advertisement"
+SHALLOW = b"0034shallow %s0000"
 
 
 def fill(repo: GitRepo) -> GitRepo:
@@ -119,9 +123,96 @@ def test_refs_that_are_not_there(repo: GitRepo, url: str) -> None:
     assert resolve(f"{repo.path}:{orphan}").commit == orphan
 
 
-def test_ssh_says_what_to_do() -> None:
-    with pytest.raises(SourceUnavailableError, match="git clone"):
-        resolve("git@example.org:o/r.git")
+def test_only_what_a_tip_leads_to_is_a_repositorys(repo: GitRepo, url: str, github: GitHubServer) -> None:
+    """A server that adds a fork's commits to the pack does not make them the repository's."""
+    repo.git("config", "uploadpack.allowFilter", "true")
+    stranger = repo.orphan({"hubconf.py": "evil"}, parent=repo.sha("main"))
+    lines = repo.git("rev-list", "--objects", "main", "feature/x", "v1", "v2", stranger).splitlines()
+    pack = subprocess.run(
+        ["git", "pack-objects", "--stdout", "--quiet"],
+        cwd=repo.path,
+        input="".join(f"{line.partition(' ')[0]}\n" for line in [*lines, repo.sha("v2")]).encode(),
+        capture_output=True,
+        check=True,
+    ).stdout
+    bands = [b"\1" + pack[at : at + 60_000] for at in range(0, len(pack), 60_000)]
+    body = b"0008NAK\n" + b"".join(b"%04x" % (len(band) + 4) + band for band in bands) + b"0000"
+    github.fail("/git-upload-pack$", Fault(body=body))
+    for sha in (stranger, stranger[:10]):
+        for text in (f"{url}@{sha}", f"group/clone:{sha}"):
+            with pytest.raises(RefNotFoundError, match="none of its|no commit on its"):
+                resolve(text)
+    # The control: the same pack shows what does belong.
+    old = repo.sha("main~2")
+    for text in (f"{url}@{old[:10]}", f"group/clone:{old[:10]}"):
+        assert resolve(text).commit == old
+
+
+@pytest.mark.parametrize("suffix", ["", ".git"])
+def test_groups_with_several_slashes(repo: GitRepo, github: GitHubServer, tmp_path: Path, suffix: str) -> None:
+    github.add("group/sub/deep", "project", repo)
+    pin = resolve(f"git+{github.url}/group/sub/deep/project{suffix}@v2")
+    assert (pin.reference.owner, pin.reference.repo) == ("group/sub/deep", "project")
+    assert (fetch(pin, tmp_path) / "hubconf.py").read_text() == "two\n"
+
+
+def test_redirects_to_the_address_with_its_suffix(repo: GitRepo, github: GitHubServer, tmp_path: Path) -> None:
+    """As GitLab answers where `.git` is left out."""
+    github.add("group/sub", "project", repo)
+    there = f"{github.url}/group/sub/project.git/info/refs?service=git-upload-pack"
+    github.fail(r"/project/info/refs", Fault(redirect=there))
+    pin = resolve(f"git+{github.url}/group/sub/project@v2")
+    github.forget()
+    assert (fetch(pin, tmp_path) / "hubconf.py").read_text() == "two\n"
+    assert github.count("/group/sub/project.git/git-upload-pack") == 1
+    github.behave()
+    elsewhere = f"{github.url}/group/sub/project.git/info/refs/x?service=git-upload-pack"
+    github.fail(r"/project/info/refs", Fault(redirect=elsewhere))
+    github.fail(
+        r"/info/refs/x",
+        Fault(body=b"001e# service=git-upload-pack\n00000000", headers={"Content-Type": TYPE}),
+    )
+    with pytest.raises(SourceUnavailableError, match="no repository's /info/refs"):
+        resolve(f"git+{github.url}/group/sub/project@v2")
+
+
+def test_packs_that_inflate_without_end(repo: GitRepo, url: str, github: GitHubServer, tmp_path: Path) -> None:
+    pin = resolve(f"{url}@v1")
+    zeros = zlib.compressobj(9)
+    large = b"".join(zeros.compress(bytes(1 << 20)) for _ in range(64)) + zeros.flush()
+
+    def header(kind: int, size: int) -> bytes:
+        first, size = (kind << 4) | (size & 15), size >> 4
+        digits = [first]
+        while size:
+            digits[-1] |= 0x80
+            digits.append(size & 0x7F)
+            size >>= 7
+        return bytes(digits)
+
+    def sent(*objects: bytes) -> bytes:
+        pack = b"PACK\0\0\0\2" + len(objects).to_bytes(4, "big") + b"".join(objects)
+        pack += hashlib.sha1(pack).digest()
+        bands = [b"\1" + pack[at : at + 60_000] for at in range(0, len(pack), 60_000)]
+        return b"".join(b"%04x" % (len(band) + 4) + band for band in bands) + b"0000"
+
+    delta = bytes([1]) + b"\x80\x80\x80\x80\x10" + b"\1x"  # from one byte to 4 GiB
+    cases = {
+        "an object of": sent(header(3, 64 << 20) + large),
+        "more than it says": sent(header(3, 100) + large),
+        "an object of 4294967296": sent(
+            header(3, 1) + zlib.compress(b"x"), header(7, len(delta)) + bytes(20) + zlib.compress(delta)
+        ),
+        "damaged pack": sent(header(3, 64 << 20) + large[:1000]),
+        "no sizes|damaged": sent(header(6, 2) + b"\1" + zlib.compress(b"\x80\x80")),
+    }
+    for number, (said, body) in enumerate(cases.items()):
+        github.behave()
+        github.fail("/git-upload-pack$", Fault(body=SHALLOW % repo.sha("v1").encode() + b"0008NAK\n" + body))
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("isohub.repos.sources.packs._OBJECT_LIMIT_BYTES", 32 << 20)
+            with pytest.raises(IntegrityError, match=said):
+                fetch(pin, tmp_path, str(number))
 
 
 def test_servers_that_fail(repo: GitRepo, url: str, github: GitHubServer, tmp_path: Path) -> None:
@@ -129,13 +220,13 @@ def test_servers_that_fail(repo: GitRepo, url: str, github: GitHubServer, tmp_pa
         resolve(f"git+{github.url}/no/such.git")
     assert caught.value.status == 404
     pin = resolve(f"{url}@v1")
-    github.fail("git-upload-pack$", Fault(truncate=100), times=2)
+    github.fail("/git-upload-pack$", Fault(truncate=100), times=2)
     assert (fetch(pin, tmp_path) / "hubconf.py").read_text() == "one\n"
     for number, body in enumerate(
         (b"", b"nonsense", b"0008NAK\n", b"00000008NAK\n0009\1PACK0000", b"0011ERR go away\n")
     ):
         github.behave()
-        github.fail("git-upload-pack$", Fault(body=body))
+        github.fail("/git-upload-pack$", Fault(body=body))
         with pytest.raises((SourceUnavailableError, IntegrityError)):
             fetch(pin, tmp_path, str(number))
     github.behave()
@@ -303,6 +394,6 @@ def test_a_tree_that_multiplies_is_stopped(repo: GitRepo, tmp_path: Path) -> Non
 
     patch = pytest.MonkeyPatch()
     with patch.context() as patched:
-        patched.setattr("isohub.repos.sources.objects.TreeWriter", Few)
+        patched.setattr("isohub.repos.sources.extras.TreeWriter", Few)
         with pytest.raises(IntegrityError, match="5000 entries"):
             fetch(Pin(parse(f"{repo.path}:{sha}"), sha, None), tmp_path)

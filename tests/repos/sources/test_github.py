@@ -85,11 +85,18 @@ def test_resolves_shas(github: GitHubServer, repo: GitRepo) -> None:
     assert github.count(API) == 0
 
 
-def test_older_commits_are_shown_to_be_reachable(github: GitHubServer, repo: GitRepo) -> None:
+@pytest.fixture(params=[True, False], ids=["filter", "rest"])
+def by_history(request: pytest.FixtureRequest, repo: GitRepo) -> bool:
+    """Whether the server can leave files out of a history, as GitHub can; else the REST API is asked."""
+    repo.git("config", "uploadpack.allowFilter", str(request.param).lower())
+    return bool(request.param)
+
+
+def test_older_commits_are_shown_to_be_reachable(github: GitHubServer, repo: GitRepo, by_history: bool) -> None:
     repo.git("tag", "-d", "v1")
     old = repo.sha("trunk~2")
     assert resolve(f"o/r:{old}") == Pin(parse(f"o/r:{old}"), old, None)
-    assert github.count("/compare/") == 1  # the default branch comes first
+    assert github.count("/compare/") == (0 if by_history else 1)  # the default branch comes first
     assert resolve(f"o/r:{old[:8]}").commit == old
     side = repo.branch("side", "feature/x")
     repo.commit(message="on top")
@@ -97,16 +104,54 @@ def test_older_commits_are_shown_to_be_reachable(github: GitHubServer, repo: Git
     repo.git("branch", "--quiet", "-D", "feature/x")
     github.forget()
     assert resolve(f"o/r:{side}").commit == side
-    assert github.count("/compare/") == 2
+    assert github.count("/compare/") == (0 if by_history else 2)
+    assert github.count() == (2 if by_history else 3)
 
 
-def test_a_forks_commit_is_refused(github: GitHubServer, repo: GitRepo, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_history_beyond_its_bound_is_asked_about_by_rest(
+    github: GitHubServer, repo: GitRepo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo.git("config", "uploadpack.allowFilter", "true")
+    monkeypatch.setattr("isohub.repos.sources.github.HISTORY_LIMIT_BYTES", 100)
+    old = repo.sha("trunk~1")
+    repo.git("tag", "-d", "v2")
+    assert resolve(f"o/r:{old}").commit == old
+    assert github.count("/compare/") == 1
+
+
+def test_short_shas_in_the_history(github: GitHubServer, repo: GitRepo) -> None:
+    repo.git("config", "uploadpack.allowFilter", "true")
+    # Two of 2,000 share 16 bits; the dates are fixed, so that it is the same two each time.
+    repo.git(
+        "fast-import",
+        "--quiet",
+        stdin="".join(
+            f"commit refs/heads/many\ncommitter A <a@b> {number} +0000\ndata 1\nx\n"
+            + ("from refs/heads/trunk^0\n" if number == 0 else "")
+            for number in range(2000)
+        ).encode(),
+    )
+    by_start: dict[str, list[str]] = {}
+    for sha in repo.git("rev-list", "many").splitlines():
+        by_start.setdefault(sha[:4], []).append(sha)
+    same = next(same for same in by_start.values() if len(same) > 1)
+    with pytest.raises(RefNotFoundError, match=f"short for {len(same)} commits") as caught:
+        resolve(f"o/r:{same[0][:4]}")
+    assert sorted(caught.value.near or []) == sorted(same)
+    assert resolve(f"o/r:{same[0][:12]}").commit == same[0]
+    assert github.count(API) == 0
+
+
+def test_a_forks_commit_is_refused(
+    github: GitHubServer, repo: GitRepo, caplog: pytest.LogCaptureFixture, by_history: bool
+) -> None:
     fork = repo.orphan({"hubconf.py": "evil"}, parent=repo.sha("trunk"))
     unrelated = repo.orphan({"hubconf.py": "evil"})
     for sha in (fork, unrelated, fork[:10]):
         with pytest.raises(RefNotFoundError, match="may live only in a fork") as caught:
             resolve(f"o/r:{sha}")
         assert "skip_validation" in (caught.value.hint or "")
+    assert github.count(API) == 0 or not by_history
     with caplog.at_level(logging.WARNING, "isohub.repos"):
         github.forget()
         pin = resolve(f"o/r:{fork}", skip_validation=True)
@@ -116,11 +161,12 @@ def test_a_forks_commit_is_refused(github: GitHubServer, repo: GitRepo, caplog: 
     assert fork in caplog.text
 
 
-def test_a_pull_requests_commit_is_not_the_repositorys(github: GitHubServer, repo: GitRepo) -> None:
+def test_a_pull_requests_commit_is_not_the_repositorys(github: GitHubServer, repo: GitRepo, by_history: bool) -> None:
     pull = repo.sha("refs/pull/7/head")
-    with pytest.raises(RefNotFoundError) as caught:
-        resolve(f"o/r:{pull}")
-    assert "o/r:pull/7" in (caught.value.hint or "")
+    for sha in (pull, pull[:9]):
+        with pytest.raises(RefNotFoundError) as caught:
+            resolve(f"o/r:{sha}")
+        assert "o/r:pull/7" in (caught.value.hint or "")
 
 
 def test_the_search_for_a_commit_is_bounded(
@@ -360,6 +406,24 @@ def test_tokens_stay_with_their_host(
     GitHubSource().resolve(parse(f"{other.url}/o/r"))
     assert "Authorization" in other.requests[0].headers
     assert all(other.url in address for address in Credentials().tokens())
+
+
+def test_a_private_repository_by_a_credential_helper(
+    github: GitHubServer, repo: GitRepo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    helper, home = tmp_path / "helper", tmp_path / "home"
+    helper.write_text("#!/bin/sh\necho username=me\necho password=s3cret\n")
+    helper.chmod(0o755)
+    home.mkdir()
+    github.token = "s3cret"
+    with pytest.raises(SourceUnavailableError, match="for you"):
+        resolve("o/r:v1")
+    (home / ".gitconfig").write_text(f"[credential]\n\thelper = {helper}\n")
+    pin = resolve("o/r:v1")
+    assert (fetch(pin, tmp_path) / "hubconf.py").read_text() == "one\n"
+    # As the API wants it: the password is a token.
+    assert [r.headers["Authorization"] for r in github.requests if "/zipball/" in r.path] == ["Bearer s3cret"]
 
 
 def test_tokens_are_not_sent_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> None:
