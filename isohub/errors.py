@@ -4,12 +4,12 @@
     ├ InvalidReferenceError           (ValueError)  what was written is no reference
     ├ FetchError
     │  ├ SourceUnavailableError       the network, the server or the disk did not answer
-    │  ├ RefNotFoundError             the repository has no such branch, tag or commit
-    │  ├ IntegrityError               what arrived is not what was asked for, or must not be unpacked
+    │  ├ RefNotFoundError             (also ValueError, as torch.hub raises)  no such branch, tag or commit
+    │  ├ IntegrityError               (also RuntimeError, as torch.hub raises)  not what was asked for
     │  └ OfflineError                 not in the cache, and the network may not be used
     ├ TrustError
     │  ├ UntrustedRepoError
-    │  └ LockMismatchError
+    │  └ LockMismatchError            .what, .expected, .got
     ├ EnvironmentBuildError           .command, .stderr_tail
     │  └ MissingDependenciesError     .missing
     ├ HubconfError                    (RuntimeError, as torch.hub raises)  the repo has no usable hubconf
@@ -169,7 +169,7 @@ class SourceUnavailableError(FetchError):
     status: Optional[int]
 
 
-class RefNotFoundError(FetchError):
+class RefNotFoundError(FetchError, ValueError):
     """The repository exists and has no such ref. `near` are the nearest names it has."""
 
     field_names: ClassVar[Tuple[str, ...]] = ("ref", "near")
@@ -177,7 +177,7 @@ class RefNotFoundError(FetchError):
     near: Optional[Sequence[str]]
 
 
-class IntegrityError(FetchError):
+class IntegrityError(FetchError, RuntimeError):
     """What arrived is not what was asked for, or an archive asks for what no archive may."""
 
     field_names: ClassVar[Tuple[str, ...]] = ("expected", "got")
@@ -201,7 +201,22 @@ class UntrustedRepoError(TrustError):
 
 
 class LockMismatchError(TrustError):
-    """What was loaded is not what the lockfile names."""
+    """What was loaded is not what the lockfile names.
+
+    Attributes:
+        reference: As the lockfile has it.
+        what: ``commit``, ``tree``, ``weights``, or ``reference`` for one that is not locked at all.
+        expected: What is locked, if anything.
+        got: What was found.
+        lockfile: Path of the lockfile.
+    """
+
+    field_names: ClassVar[Tuple[str, ...]] = ("reference", "what", "expected", "got", "lockfile")
+    reference: Optional[str]
+    what: Optional[str]
+    expected: Optional[str]
+    got: Optional[str]
+    lockfile: Optional[str]
 
 
 class EnvironmentBuildError(IsohubError):

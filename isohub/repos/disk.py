@@ -1,25 +1,48 @@
 """What the store asks of the file system beyond the standard library.
 
-Read-only trees and their removal, the atomic exchange of two directories, and flushing. Runs
-in the caller.
+Read-only trees and their removal, the atomic exchange of two directories, flushing, locks, who uses a
+directory, and what to do when the disk refuses. Runs in the caller.
 
-Source: renameat2(2), syncfs(2), path_resolution(7).
+Source: renameat2(2), syncfs(2), flock(2), path_resolution(7).
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
+import logging
 import os
 import shutil
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from filelock import BaseFileLock, FileLock, Timeout
+
+from isohub.errors import SourceUnavailableError, printable
+from isohub.repos.cancellation import is_cancelled
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["exchange", "flush_directory", "flush_file_system", "freeze", "remove_tree"]
+__all__ = [
+    "claim",
+    "disk_errors",
+    "exchange",
+    "flush_directory",
+    "flush_file_system",
+    "freeze",
+    "hold",
+    "lock_file",
+    "locked",
+    "remove_tree",
+]
 
+_log = logging.getLogger("isohub.repos")
+# Who waits longer for another writer is told so; GitHub gives 1 GB in about as long.
+_WAIT_NOTICE_S = 10.0
 _AT_FDCWD = -100  # linux/fcntl.h
 _RENAME_EXCHANGE = 2  # linux/fs.h
 
@@ -71,6 +94,55 @@ def exchange(one: Path, other: Path) -> bool:
     raise OSError(code, os.strerror(code), str(one), None, str(other))
 
 
+def hold(directory: Path) -> int | None:
+    """Say that a directory is in use, for as long as the descriptor stays open, whatever ends its holder.
+
+    Returns:
+        A descriptor of the caller's, or None where the file system has no such locks.
+
+    Raises:
+        FileNotFoundError: It is gone, or somebody is removing it.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        # It may have been renamed away between the two calls.
+        if not os.path.samestat(os.fstat(descriptor), os.stat(directory)):  # noqa: PTH116  # one call, no Path
+            raise FileNotFoundError(errno.ENOENT, "it was replaced", str(directory))
+    except BlockingIOError:
+        os.close(descriptor)
+        raise FileNotFoundError(errno.ENOENT, "it is being removed", str(directory)) from None
+    except FileNotFoundError:
+        os.close(descriptor)
+        raise
+    except OSError:  # ENOLCK, EBADF, ENOSYS: network file systems
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def claim(directory: Path) -> int | None:
+    """Have a directory for oneself, to remove it.
+
+    Returns:
+        A descriptor of the caller's, or None where the file system has no such locks.
+
+    Raises:
+        BlockingIOError: Somebody uses it.
+        FileNotFoundError: It is gone.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
 def flush_file_system(directory: Path) -> None:
     """Bring everything that was written to the directory's file system to the disk."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
@@ -98,3 +170,71 @@ def flush_directory(directory: Path) -> None:
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def lock_file(path: Path, *, timeout_s: float = -1, mode: int = -1) -> BaseFileLock:
+    """A lock of the kernel's on a file: whatever kills its holder gives it back.
+
+    Args:
+        path: The file; made, and left.
+        timeout_s: How long `acquire` waits; negative is for ever.
+        mode: Of the file if it is made; negative is as the umask says.
+    """
+    # A file system without flock(2) is an error: a lock that is a file's existence outlives a killed holder.
+    return FileLock(path, timeout=timeout_s, mode=mode, fallback_to_soft=False)
+
+
+@contextmanager
+def locked(directory: Path, name: str = ".lock") -> Iterator[None]:
+    """Hold a directory's lock; the kernel gives it back whatever kills its holder.
+
+    Raises:
+        NotImplementedError, OSError: The file system has no locks; `disk_errors` says it in words.
+    """
+    lock = lock_file(directory / name)
+    for wait_s, say in ((0, _log.info), (_WAIT_NOTICE_S, _log.warning), (-1, None)):
+        try:
+            lock.acquire(timeout=wait_s, cancel_check=is_cancelled)
+            break
+        except Timeout:
+            if is_cancelled():
+                raise SourceUnavailableError(f"the wait for another writer to {directory} was given up") from None
+            assert say is not None
+            say("waiting for another process or thread that writes to %s", directory)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+_HINTS = {
+    errno.ENOSPC: "make room (isohub cache prune), or set ISOHUB_HOME to a directory on a disk that has some",
+    errno.EDQUOT: "make room (isohub cache prune), or set ISOHUB_HOME to a directory without that quota",
+    errno.ENOLCK: "this file system gives no locks: set ISOHUB_HOME to a directory on a local disk",
+    errno.ENOSYS: "this file system gives no locks: set ISOHUB_HOME to a directory on a local disk",
+}
+
+
+@contextmanager
+def disk_errors(root: Path, what: str) -> Iterator[None]:
+    """Say what the disk refused, and what helps.
+
+    Args:
+        root: The store's directory.
+        what: The reference or address that it was used for.
+    """
+    try:
+        yield
+    except NotImplementedError as error:  # filelock's word for a file system without flock(2)
+        raise _disk_error(root, what, OSError(errno.ENOSYS, str(error))) from error
+    except OSError as error:
+        raise _disk_error(root, what, error) from error
+
+
+def _disk_error(root: Path, what: str, error: OSError) -> SourceUnavailableError:
+    where = f" ({printable(str(error.filename), newlines=False)})" if error.filename else ""
+    return SourceUnavailableError(
+        f"the store at {root} cannot be used: {error.strerror or error}{where}",
+        hint=_HINTS.get(error.errno or 0, "set ISOHUB_HOME to a directory that can be written"),
+        reference=what,
+    )

@@ -1,114 +1,134 @@
 """The store: every commit that was fetched, whole, read-only, once.
 
-    <root>/checkouts/<host>/<owner>/<repo>/<commit>/{tree/, checkout.json}
-    <root>/checkouts/<host>/<owner>/<repo>/.lock, .staging-*, .trash-*
-    <root>/weights/<host>/<owner>/<repo>/
-
-Rules:
-  1. A checkout is there if and only if its ``checkout.json`` decodes and names its commit.
+Where things are is `isohub.repos.layout`'s. Rules:
+  1. A checkout is there if and only if its ``checkout.json`` is whole and names its commit.
   2. It is written in a staging directory beside, measured, made read-only, flushed, and then
      renamed once. A reader takes no lock and sees all of it or nothing, whatever was killed.
   3. Whoever writes holds the repository's lock; so a staging directory that a lock holder finds
      is a dead writer's, and is removed.
   4. What is there never changes. A forced fetch that brings other bytes exchanges the whole
      directory in one step; the same bytes leave it alone.
-  5. Components of paths are percent-encoded: different names never meet.
+  5. What a ref meant last is remembered; it is used where nobody can be asked, and that is said.
 
 Failures of the disk become `SourceUnavailableError` here and nowhere below. Runs in the caller.
 
-Source: rename(2), renameat2(2), git-archive(1), XDG Base Directory Specification 0.8.
+Source: rename(2), renameat2(2), flock(2), git-archive(1).
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
 import time
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
-from filelock import FileLock, Timeout
 
-from isohub.errors import InvalidReferenceError, SourceUnavailableError, printable
-from isohub.repos.disk import exchange, flush_directory, flush_file_system, freeze, remove_tree
+from isohub.errors import InvalidReferenceError, OfflineError, SourceUnavailableError, printable
+from isohub.repos.credentials import Credentials
+from isohub.repos.disk import (
+    disk_errors,
+    exchange,
+    flush_directory,
+    flush_file_system,
+    freeze,
+    hold,
+    locked,
+    remove_tree,
+)
+from isohub.repos.layout import CHECKOUT_RECORD, CheckoutRecord, checkout_dir, repo_dir
 from isohub.repos.measure import measure
-from isohub.repos.naming import encode_component, near_names
+from isohub.repos.naming import near_names
 from isohub.repos.pins import Checkout, Pin
+from isohub.repos.records import read_record, write_record
+from isohub.repos.resolutions import recall, remember
 from isohub.repos.sources import source_for
 from isohub.repos.sources.local import DirectorySource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from isohub.repos.reference import Reference
 
-__all__ = ["Store", "get_dir", "set_dir"]
+__all__ = ["Store"]
 
 _log = logging.getLogger("isohub.repos")
-_RECORD = "checkout.json"
-_RECORD_LIMIT_BYTES = 16 << 20
 _HEX = frozenset("0123456789abcdef")
-_chosen_dir: Path | None = None
-
-
-class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """checkout.json, format 1."""
-
-    format: Literal[1]
-    reference: str
-    commit: str
-    ref_name: str | None
-    validated: bool
-    tree: str
-    files: int
-    bytes: int
-    submodules: tuple[str, ...]
-    lfs_pointers: tuple[str, ...]
-    url: str
-    created: str
+_SHORTEST_SHA = 4  # core.abbrev's minimum
 
 
 class Store:
-    """Checkouts and weights under one directory.
+    """Checkouts under one directory.
 
     Args:
         root: The directory; made, with mode 0700, when something is first written.
+        offline: Ask nobody: what is not here is an `OfflineError`.
+        credentials: Whom to ask as; the user unless given. Without any, only what was told to
+            somebody without credentials is found here.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, offline: bool = False, credentials: Credentials | None = None) -> None:
         self.root = Path(root).expanduser().absolute()
+        self._offline = offline
+        self._credentials = credentials or Credentials()
 
-    def resolve(self, reference: Reference, *, force_reload: bool = False, skip_validation: bool = False) -> Pin:
+    def resolve(
+        self,
+        reference: Reference,
+        *,
+        force_reload: bool = False,
+        skip_validation: bool = False,
+        extras: tuple[str, ...] = (),
+    ) -> Pin:
         """Find the commit that a reference means now. A full SHA that is in the store asks nobody.
+
+        Where the source does not answer, what it said last is used, with a warning, unless `force_reload`.
 
         Args:
             reference: What to look for. Trust: the caller.
             force_reload: Ask even then.
             skip_validation: Accept a SHA that was not shown to belong to the repository.
+            extras: As in `Pin.extras`.
 
         Raises:
             RefNotFoundError: The repository has no such ref.
             SourceUnavailableError: It could not be asked.
+            OfflineError: It may not be asked, and nothing is known here.
         """
-        ref = (reference.ref or "").lower()
-        if not force_reload and len(ref) in (40, 64) and _HEX.issuperset(ref):
-            record = self._record(self._repo_dir(reference) / ref, ref)
-            # One that was let in unvalidated stays so until somebody shows where it belongs.
-            if record is not None and (record.validated or skip_validation):
-                return Pin(reference, ref, None, validated=record.validated)
-        with _disk_errors(self.root, reference):
-            return source_for(reference).resolve(reference, skip_validation=skip_validation)
+        extras = tuple(sorted(set(extras)))
+        local = reference.source == "local"
+        known = None if force_reload else self._stored(reference, skip_validation, extras)
+        if known is not None:
+            return known
+        if self._offline and not local:
+            return self._last_or_offline(reference, extras)
+        try:
+            with disk_errors(self.root, str(reference)):
+                source = source_for(reference, self._credentials)
+                pin = replace(source.resolve(reference, skip_validation=skip_validation), extras=extras)
+        except SourceUnavailableError as error:
+            last = None if force_reload or local or not _is_passing(error) else self._last(reference, extras)
+            if last is None:
+                raise
+            _log.warning(
+                "%s; going on with %s, what it said last for %s", error.message, last.commit, reference.ref or "HEAD"
+            )
+            return last
+        if not local or reference.ref is not None:
+            self._remember(pin)
+        return replace(pin, extras=()) if _is_directory(pin) else pin
 
     def lookup(self, pin: Pin) -> Checkout | None:
         """The checkout of a pin if it is here; asks nobody and takes no lock."""
         if _is_directory(pin):
             return DirectorySource().checkout(pin)
-        place = self._repo_dir(pin.reference) / pin.commit
-        record = self._record(place, pin.commit)
-        return None if record is None else self._checkout(pin, place, record)
+        found = self._find(pin)
+        if found is None:
+            return None
+        _touch(found[0])
+        return self._checkout(pin, *found)
 
     def fetch(self, pin: Pin, *, force_reload: bool = False, progress: bool = False) -> Checkout:
         """Bring a pin's tree here, unless it is here.
@@ -124,54 +144,128 @@ class Store:
         Raises:
             IntegrityError: What arrived is not that commit, or may not be unpacked.
             SourceUnavailableError: It could not be brought or stored.
+            OfflineError: It is not here, and nobody may be asked.
         """
-        if not force_reload and (found := self.lookup(pin)) is not None and not self._to_be_validated(pin):
-            return found
         if _is_directory(pin):
             return DirectorySource().checkout(pin)
-        with _disk_errors(self.root, pin.reference):
-            repo_dir = self._repo_dir(pin.reference)
+        remote = pin.reference.source != "local"
+        if not force_reload or (self._offline and remote):
+            found = self.lookup(pin)
+            if found is not None and (self._offline or not self._to_be_validated(pin)):
+                return found
+        if self._offline and remote:
+            raise _offline(pin.reference, f"commit {pin.commit} of {pin.reference.location}", pin.extras)
+        with disk_errors(self.root, str(pin.reference)):
+            directory = repo_dir(self.root, pin.reference)
             self._make_root()
-            repo_dir.mkdir(parents=True, exist_ok=True)
-            with _locked(repo_dir):
-                _sweep(repo_dir)
-                place = repo_dir / pin.commit
+            directory.mkdir(parents=True, exist_ok=True)
+            with locked(directory):
+                _sweep(directory)
+                place = checkout_dir(self.root, pin)
                 # Whoever had the lock before may have brought it.
-                if force_reload or self._record(place, pin.commit) is None:
+                known = self._find(pin)
+                if force_reload or known is None:
                     self._bring(pin, place, progress=progress)
                 elif self._to_be_validated(pin):
-                    _mark_validated(place, self._record(place, pin.commit))
-            record = self._record(place, pin.commit)
-            if record is None:
-                raise OSError(5, "the checkout was removed while it was made", str(place))
-            return self._checkout(pin, place, record)
+                    _mark_validated(*known)
+            found = self.lookup(pin)
+            if found is None:
+                raise OSError(errno.EIO, "the checkout was removed while it was made", str(place))
+            return found
 
-    def weights_dir(self, pin: Pin) -> Path:
-        """Where a repository's weights are kept, so that two repositories' files never meet; made."""
-        reference = pin.reference
-        with _disk_errors(self.root, reference):
+    def hold(self, checkout: Checkout) -> int | None:
+        """Say that a checkout is in use, so that nothing removes it.
+
+        Returns:
+            A descriptor that the caller closes when it is used no longer; None for a directory of the
+            user's, and where the file system has no such locks.
+
+        Raises:
+            FileNotFoundError: It was removed meanwhile.
+        """
+        if _is_directory(checkout.pin):
+            return None
+        found = self._find(checkout.pin)
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, "it was removed", str(checkout.path))
+        return hold(found[0])
+
+    def measured(self, checkout: Checkout) -> Checkout:
+        """The checkout with the hash of what is there now, in place of that of what was there when it was fetched.
+
+        Raises:
+            SourceUnavailableError: It cannot be read.
+        """
+        found = None if _is_directory(checkout.pin) else self._find(checkout.pin)
+        if found is None:
+            return checkout  # a directory of the user's, which was hashed just now
+        with disk_errors(self.root, str(checkout.reference)):
+            return replace(checkout, tree=measure(found[0] / "tree").digest)
+
+    def _stored(self, reference: Reference, skip_validation: bool, extras: tuple[str, ...]) -> Pin | None:
+        """A pin that needs no question: of a full SHA whose checkout is here."""
+        ref = (reference.ref or "").lower()
+        if len(ref) not in (40, 64) or not _HEX.issuperset(ref) or self._credentials.anonymous:
+            return None
+        pin = Pin(reference, ref, None, extras=extras)
+        found = self._find(pin)
+        # One that was let in unvalidated stays so until somebody shows where it belongs.
+        if found is None or not (found[1].validated or skip_validation):
+            return None
+        return replace(pin, validated=found[1].validated)
+
+    def _last(self, reference: Reference, extras: tuple[str, ...]) -> Pin | None:
+        """What a reference meant when it was last asked for, if that is here."""
+        public_only = self._credentials.anonymous
+        directory, ref = repo_dir(self.root, reference), reference.ref or ""
+        resolution = recall(directory, ref, public_only=public_only)
+        if resolution is not None:
+            pin = Pin(reference, resolution.commit, resolution.ref_name, resolution.validated, extras)
+            return pin if self._find(pin) is not None else None
+        if len(ref) < _SHORTEST_SHA or not _HEX.issuperset(ref.lower()) or public_only:
+            return None
+        commits = {place.name.partition("+")[0] for place in directory.glob(f"{ref.lower()}*")}
+        pins = [Pin(reference, commit, None, extras=extras) for commit in commits]
+        here = [(pin, found[1]) for pin in pins if (found := self._find(pin)) is not None]
+        return replace(here[0][0], validated=here[0][1].validated) if len(here) == 1 else None
+
+    def _last_or_offline(self, reference: Reference, extras: tuple[str, ...]) -> Pin:
+        last = self._last(reference, extras)
+        if last is None:
+            raise _offline(reference, str(reference), extras)
+        if last.ref_name is not None:
+            _log.warning("offline: %s is taken for %s, as it was when last asked", reference, last.commit)
+        return last
+
+    def _remember(self, pin: Pin) -> None:
+        """Keep what a source said, as well as this store lets us."""
+        directory = repo_dir(self.root, pin.reference)
+        try:
             self._make_root()
-            place = self.root / "weights" / _inside(reference)
-            place.mkdir(parents=True, exist_ok=True)
-            return place
+            directory.mkdir(parents=True, exist_ok=True)
+            remember(directory, pin, public=self._credentials.anonymous)
+        except (OSError, NotImplementedError) as error:
+            # The answer is right all the same; what cannot be written down is only missed offline.
+            _log.info("what %s means could not be written down: %s", pin.reference, error)
 
     def _bring(self, pin: Pin, place: Path, *, progress: bool) -> None:
         staging = place.parent / f".staging-{secrets.token_hex(8)}"
         tree = staging / "tree"
         tree.mkdir(parents=True)
         try:
-            source_for(pin.reference).fetch(pin, tree, progress=progress)
+            source_for(pin.reference, self._credentials).fetch(pin, tree, progress=progress)
             freeze(tree)
             measured = measure(tree)
-            known = self._record(place, pin.commit)
-            if known is not None and known.tree == measured.digest:
+            known = _record(place, pin)
+            if known is not None and known.tree == measured.digest and measure(place / "tree").digest == known.tree:
                 if pin.validated and not known.validated:
                     _mark_validated(place, known)
                 return
-            record = _Record(
-                format=1,
+            record = CheckoutRecord(
+                format=2,
                 reference=str(pin.reference),
                 commit=pin.commit,
+                extras=pin.extras,
                 ref_name=pin.ref_name,
                 validated=pin.validated,
                 tree=measured.digest,
@@ -182,11 +276,11 @@ class Store:
                 url=pin.reference.location,
                 created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             )
-            _write_record(staging / _RECORD, record)
+            write_record(staging / CHECKOUT_RECORD, record)
             staging.chmod(0o555)
             # The bytes before the name: after a power cut a checkout is whole or is not there.
             flush_file_system(staging)
-            if known is not None:
+            if known is not None and known.tree != measured.digest:
                 _log.warning(
                     "%s has other bytes than the copy of %s: tree %s, was %s; the new ones are kept",
                     pin.name,
@@ -200,32 +294,33 @@ class Store:
             if staging.exists():
                 remove_tree(staging)
 
-    def _record(self, place: Path, commit: str) -> _Record | None:
-        try:
-            with (place / _RECORD).open("rb") as stream:
-                record = msgspec.json.decode(stream.read(_RECORD_LIMIT_BYTES), type=_Record)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-            return None
-        return record if record.commit == commit else None
+    def _find(self, pin: Pin) -> tuple[Path, CheckoutRecord] | None:
+        """A pin's directory and record. A plain checkout that lacks nothing serves a pin with extras as well."""
+        place = checkout_dir(self.root, pin)
+        record = _record(place, pin)
+        if record is not None:
+            return place, record
+        if pin.extras:
+            plain = replace(pin, extras=())
+            place = checkout_dir(self.root, plain)
+            record = _record(place, plain)
+            lacking = {"submodules": record.submodules, "lfs": record.lfs_pointers} if record else {}
+            if record is not None and not any(lacking[extra] for extra in pin.extras):
+                return place, record
+        return None
 
-    def _checkout(self, pin: Pin, place: Path, record: _Record) -> Checkout:
-        tree = place / "tree"
+    def _checkout(self, pin: Pin, place: Path, record: CheckoutRecord) -> Checkout:
         return Checkout(
             pin=pin,
-            path=_subdirectory(tree, pin.reference),
+            path=_subdirectory(place / "tree", pin.reference),
             tree=record.tree,
             submodules=record.submodules,
             lfs_pointers=record.lfs_pointers,
         )
 
     def _to_be_validated(self, pin: Pin) -> bool:
-        if _is_directory(pin) or not pin.validated:
-            return False
-        record = self._record(self._repo_dir(pin.reference) / pin.commit, pin.commit)
-        return record is not None and not record.validated
-
-    def _repo_dir(self, reference: Reference) -> Path:
-        return self.root / "checkouts" / _inside(reference)
+        found = self._find(pin) if pin.validated else None
+        return found is not None and not found[1].validated
 
     def _make_root(self) -> None:
         if not self.root.is_dir():
@@ -233,42 +328,36 @@ class Store:
             self.root.mkdir(mode=0o700, exist_ok=True)
 
 
-def get_dir() -> Path:
-    """Directory of the default store.
-
-    In order: `set_dir`, ``$ISOHUB_HOME``, ``$TORCH_HOME/isohub``, ``$XDG_CACHE_HOME/isohub``,
-    ``~/.cache/isohub``. Not made.
-    """
-    if _chosen_dir is not None:
-        return _chosen_dir
-    for variable, below in (("ISOHUB_HOME", ""), ("TORCH_HOME", "isohub"), ("XDG_CACHE_HOME", "isohub")):
-        value = os.environ.get(variable)
-        if value:
-            return _absolute(Path(value) / below)
-    return _absolute(Path("~/.cache/isohub"))
+def _record(place: Path, pin: Pin) -> CheckoutRecord | None:
+    record = read_record(place / CHECKOUT_RECORD, CheckoutRecord)
+    return record if record is not None and (record.commit, record.extras) == (pin.commit, pin.extras) else None
 
 
-def set_dir(d: str | os.PathLike[str] | None) -> None:
-    """Choose the directory of the default store for this process; None goes back to the environment's."""
-    global _chosen_dir  # noqa: PLW0603  # torch.hub.set_dir's contract is a process-wide setting
-    _chosen_dir = None if d is None else _absolute(Path(d))
+def _is_passing(error: SourceUnavailableError) -> bool:
+    """Whether an error says nothing about the repository: no answer at all, a limit, a server in trouble."""
+    return error.status is None or error.status in (403, 408, 429) or error.status >= 500
 
 
-def _absolute(path: Path) -> Path:
+def _offline(reference: Reference, what: str, extras: tuple[str, ...]) -> OfflineError:
+    flags = "".join(f" --{extra}" for extra in extras)
+    return OfflineError(
+        f"{what} is not in the cache, and the network may not be used",
+        hint=f"with a network: isohub fetch {reference}{flags}; offline comes from ISOHUB_OFFLINE or offline=True",
+        reference=str(reference),
+        url=reference.location,
+    )
+
+
+def _touch(place: Path) -> None:
+    """Note when it was last used, for `cache prune`."""
     try:
-        return path.expanduser().absolute()
-    except (RuntimeError, OSError) as error:
-        raise SourceUnavailableError(
-            f"there is no home directory for {path}", hint="set ISOHUB_HOME to a directory that can be written"
-        ) from error
+        os.utime(place)
+    except OSError:
+        pass  # a store that is only read
 
 
 def _is_directory(pin: Pin) -> bool:
     return pin.reference.source == "local" and pin.reference.ref is None
-
-
-def _inside(reference: Reference) -> Path:
-    return Path(*(encode_component(part) for part in (reference.host, reference.owner, reference.repo)))
 
 
 def _subdirectory(tree: Path, reference: Reference) -> Path:
@@ -287,24 +376,10 @@ def _subdirectory(tree: Path, reference: Reference) -> Path:
     )
 
 
-def _write_record(path: Path, record: _Record) -> None:
-    data = msgspec.json.format(msgspec.json.encode(record), indent=2)
-    with path.open("xb") as stream:
-        stream.write(data + b"\n")
-        stream.flush()
-        os.fchmod(stream.fileno(), 0o444)
-        os.fsync(stream.fileno())
-
-
-def _mark_validated(place: Path, record: _Record | None) -> None:
-    if record is None:
-        return
+def _mark_validated(place: Path, record: CheckoutRecord) -> None:
     place.chmod(0o755)
     try:
-        beside = place / f"{_RECORD}.new"
-        beside.unlink(missing_ok=True)
-        _write_record(beside, msgspec.structs.replace(record, validated=True))
-        beside.replace(place / _RECORD)
+        write_record(place / CHECKOUT_RECORD, msgspec.structs.replace(record, validated=True))
     finally:
         place.chmod(0o555)
 
@@ -324,43 +399,14 @@ def _put(staging: Path, place: Path) -> None:
     remove_tree(trash)
 
 
-@contextmanager
-def _locked(repo_dir: Path) -> Iterator[None]:
-    """Hold the repository's lock; the kernel gives it back whatever kills its holder."""
-    lock = FileLock(repo_dir / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        _log.info("waiting for another process or thread that writes to %s", repo_dir)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _sweep(repo_dir: Path) -> None:
     """Remove what dead writers left. The caller holds the lock."""
     for trash in repo_dir.glob(".trash-*"):
         place = repo_dir / trash.name.split("-")[1]
-        if not place.exists() and (trash / _RECORD).exists():
+        if not place.exists() and (trash / CHECKOUT_RECORD).exists():
             trash.rename(place)
         else:
             remove_tree(trash)
     for staging in repo_dir.glob(".staging-*"):
         _log.info("removing %s, which a writer that died left", staging)
         remove_tree(staging)
-
-
-@contextmanager
-def _disk_errors(root: Path, reference: Reference) -> Iterator[None]:
-    """Say what the disk refused, and what helps."""
-    try:
-        yield
-    except OSError as error:
-        raise SourceUnavailableError(
-            f"the store at {root} cannot be used: {error.strerror or error}"
-            + (f" ({error.filename})" if error.filename else ""),
-            hint="make room or set ISOHUB_HOME to a directory that can be written",
-            reference=str(reference),
-        ) from error

@@ -9,18 +9,26 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from isohub.errors import IntegrityError, InvalidReferenceError, RefNotFoundError, SourceUnavailableError
+from isohub.errors import (
+    IntegrityError,
+    InvalidReferenceError,
+    OfflineError,
+    RefNotFoundError,
+    SourceUnavailableError,
+)
 from isohub.repos import store as store_module
-from isohub.repos.disk import remove_tree
+from isohub.repos.credentials import Credentials
+from isohub.repos.disk import claim, remove_tree
 from isohub.repos.measure import measure
 from isohub.repos.pins import Checkout
 from isohub.repos.reference import parse
-from isohub.repos.store import Store, get_dir, set_dir
+from isohub.repos.store import Store
 from tests.servers.git_repo import GitRepo
 from tests.servers.github import Fault, GitHubServer
 
@@ -42,7 +50,9 @@ def load(store: Store, text: str, **options: bool) -> Checkout:
 
 
 def leftovers(store: Store) -> list[str]:
-    return sorted(p.name for p in store.root.rglob(".*") if p.name != ".lock" and "tree" not in p.parts)
+    """What begins with a dot and is no lock, beside the checkouts."""
+    hidden = store.root.glob("checkouts/*/*/*/.*")
+    return sorted(p.name for p in hidden if p.name not in (".lock", ".refs.lock"))
 
 
 def test_two_refs_side_by_side(github: GitHubServer, repo: GitRepo, store: Store) -> None:
@@ -66,7 +76,8 @@ def test_a_checkout_is_fetched_once_and_is_read_only(github: GitHubServer, repo:
     assert modes == {0}
     assert stat.S_IMODE(store.root.stat().st_mode) == 0o700
     record = json.loads((checkout.path.parent / "checkout.json").read_text())
-    assert record["format"] == 1
+    record = record["record"]
+    assert record["format"] == 2
     assert (record["commit"], record["ref_name"]) == (pin.commit, "refs/tags/v1")
     assert (record["files"], record["bytes"]) == (3, 10)
     assert leftovers(store) == []
@@ -108,15 +119,6 @@ def test_names_that_look_alike_do_not_meet(
         made.commit({"hubconf.py": name})
     for name in names:
         assert (load(store, name).path / "hubconf.py").read_text() == name
-    assert len({store.weights_dir(store.resolve(parse(name))) for name in names}) == len(names)
-
-
-def test_weights_have_a_directory_for_each_repo(github: GitHubServer, repo: GitRepo, store: Store) -> None:
-    place = store.weights_dir(store.resolve(parse("o/r:v1")))
-    assert place == store.weights_dir(store.resolve(parse("o/r")))
-    assert place == store.root / "weights" / github.host.replace(":", "%3A") / "o" / "r"
-    assert place.is_dir()
-    assert stat.S_IMODE(store.root.stat().st_mode) == 0o700
 
 
 def test_subdirectories(github: GitHubServer, repo: GitRepo, store: Store) -> None:
@@ -232,7 +234,7 @@ def test_a_checkout_without_its_record_is_none(github: GitHubServer, repo: GitRe
         "empty": "",
         "garbage": "\x00\xff",
         "other": text.replace(pin.commit, "0" * 40),
-        "future": text.replace('"format": 1', '"format": 2'),
+        "future": text.replace('"format":2', '"format":3'),
     }
     if damage in content:
         record.write_text(content[damage], encoding="latin-1")
@@ -262,11 +264,10 @@ def test_a_store_that_cannot_be(github: GitHubServer, repo: GitRepo, tmp_path: P
     (tmp_path / "file").write_text("x")
     store = Store(tmp_path / "file" if obstacle == "file" else tmp_path / "file" / "below")
     pin = store.resolve(parse("o/r:v1"))
-    for act in (lambda: store.fetch(pin), lambda: store.weights_dir(pin)):
-        with pytest.raises(SourceUnavailableError) as caught:
-            act()
-        assert str(store.root) in caught.value.message
-        assert "ISOHUB_HOME" in (caught.value.hint or "")
+    with pytest.raises(SourceUnavailableError) as caught:
+        store.fetch(pin)
+    assert str(store.root) in caught.value.message
+    assert "ISOHUB_HOME" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError(30, "Read-only file system")])
@@ -287,25 +288,243 @@ def test_a_full_or_read_only_disk(
     assert store.fetch(pin).commit == pin.commit
 
 
-def test_where_the_store_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for variable in ("ISOHUB_HOME", "TORCH_HOME", "XDG_CACHE_HOME"):
-        monkeypatch.setenv(variable, str(tmp_path / variable))
-    assert get_dir() == tmp_path / "ISOHUB_HOME"
-    monkeypatch.setenv("ISOHUB_HOME", "")
-    assert get_dir() == tmp_path / "TORCH_HOME" / "isohub"
-    monkeypatch.delenv("TORCH_HOME")
-    assert get_dir() == tmp_path / "XDG_CACHE_HOME" / "isohub"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert get_dir() == tmp_path / "home" / ".cache" / "isohub"
-    monkeypatch.setenv("ISOHUB_HOME", "~/x")
-    assert get_dir() == tmp_path / "home" / "x"
-    set_dir("~/chosen")
+# Where nobody can be asked.
+
+
+def test_offline_takes_what_is_here(
+    github: GitHubServer, repo: GitRepo, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    online = {ref: load(store, f"o/r{ref}") for ref in ("", ":main", ":v1")}
+    moved_from = repo.sha()
+    repo.commit({"hubconf.py": "three\n"})
+    github.forget()
+    offline = Store(store.root, offline=True)
+    for ref, checkout in online.items():
+        with caplog.at_level(logging.WARNING, "isohub.repos"):
+            caplog.clear()
+            found = load(offline, f"o/r{ref}")
+        assert found.path == checkout.path
+        assert checkout.commit in caplog.text  # said, not silent
+        assert "offline" in caplog.text
+    # Other spellings of what was asked for, and the commit itself in short and in full.
+    for text in ("o/r:refs/heads/main", "o/r:refs/tags/v1", f"o/r:{moved_from[:8]}", f"o/r:{moved_from}"):
+        assert load(offline, text).commit in (moved_from, repo.sha("v1"))
+    assert load(offline, "o/r:main", force_reload=True).commit == moved_from
+    assert github.count() == 0
+    assert load(store, "o/r:main").commit == repo.sha() != moved_from
+
+
+@pytest.mark.parametrize("text", ["o/r:v2", "o/r:main", "o/r:0123456789", "o/other", "o/r:" + "0" * 40])
+def test_offline_says_what_is_missing(github: GitHubServer, repo: GitRepo, store: Store, text: str) -> None:
+    load(store, "o/r:v1")
+    github.forget()
+    with pytest.raises(OfflineError) as caught:
+        load(Store(store.root, offline=True), text)
+    assert f"isohub fetch {text}" in (caught.value.hint or "")
+    assert github.count() == 0
+
+
+def test_a_resolution_without_its_checkout_is_none(github: GitHubServer, repo: GitRepo, store: Store) -> None:
+    store.resolve(parse("o/r:v1"))
+    with pytest.raises(OfflineError):
+        Store(store.root, offline=True).resolve(parse("o/r:v1"))
+
+
+def test_offline_is_for_remotes_alone(git_repo: Callable[..., GitRepo], store: Store) -> None:
+    clone = git_repo("clone")
+    clone.commit({"hubconf.py": "1"})
+    offline = Store(store.root, offline=True)
+    assert load(offline, str(clone.path)).path == clone.path
+    assert load(offline, f"{clone.path}:main").commit == clone.sha()
+
+
+@pytest.mark.parametrize("status", [None, 500, 503, 429, 403])
+def test_a_server_in_trouble_is_no_reason_to_stop(
+    github: GitHubServer, repo: GitRepo, store: Store, caplog: pytest.LogCaptureFixture, status: int | None
+) -> None:
+    before = load(store, "o/r:main")
+    headers = {"Retry-After": "3600"} if status in (429, 403) else {}
+    fault = Fault(truncate=5) if status is None else Fault(status=status, headers=headers)
+    github.fail("/info/refs", fault)
+    with caplog.at_level(logging.WARNING, "isohub.repos"):
+        assert load(store, "o/r:main") == before
+    assert before.commit in caplog.text
+    with pytest.raises(SourceUnavailableError):  # who asks for the newest gets it or an error
+        store.resolve(parse("o/r:main"), force_reload=True)
+    with pytest.raises(SourceUnavailableError):  # and nothing is made up
+        load(store, "o/r:v1")
+
+
+@pytest.mark.parametrize("status", [401, 404, 410])
+def test_a_repository_that_is_gone_is_not_conjured_up(
+    github: GitHubServer, repo: GitRepo, store: Store, status: int
+) -> None:
+    load(store, "o/r:main")
+    github.fail("/info/refs", Fault(status=status))
+    with pytest.raises(SourceUnavailableError):
+        load(store, "o/r:main")
+
+
+def test_a_branch_that_is_gone_is_not_conjured_up(github: GitHubServer, repo: GitRepo, store: Store) -> None:
+    load(store, "o/r:v1")
+    repo.git("tag", "-d", "v1")
+    with pytest.raises(RefNotFoundError):
+        load(store, "o/r:v1")
+
+
+def test_a_damaged_record_of_refs_is_no_record(github: GitHubServer, repo: GitRepo, store: Store) -> None:
+    checkout = load(store, "o/r:v1")
+    record = checkout.path.parents[1] / "refs.json"
+    text = record.read_text()
+    record.chmod(0o644)
+    record.write_text(text.replace(checkout.commit, "0" * 40))
+    offline = Store(store.root, offline=True)
+    with pytest.raises(OfflineError):
+        offline.resolve(parse("o/r:v1"))
+    load(store, "o/r:v1")
+    assert offline.resolve(parse("o/r:v1")).commit == checkout.commit
+
+
+def test_many_resolve_at_once_and_none_is_lost(github: GitHubServer, repo: GitRepo, store: Store) -> None:
+    names = [f"b{number}" for number in range(12)]
+    for name in names:
+        repo.git("branch", name)
+    load(store, "o/r:main")
+    threads = [
+        threading.Thread(target=lambda name=name: Store(store.root).resolve(parse(f"o/r:{name}"))) for name in names
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    offline = Store(store.root, offline=True)
+    assert {offline.resolve(parse(f"o/r:{name}")).commit for name in names} == {repo.sha()}
+
+
+def test_without_credentials_only_what_is_public_is_found(
+    github: GitHubServer, repo: GitRepo, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    github.token = "secret"
+    monkeypatch.setenv("GITHUB_TOKEN", "secret")
+    mine = load(store, "o/r:main")
+    anonymous = {"credentials": Credentials(anonymous=True)}
+    for offline in (False, True):
+        for text in ("o/r:main", f"o/r:{mine.commit}", f"o/r:{mine.commit[:10]}"):
+            with pytest.raises((SourceUnavailableError, OfflineError)):
+                load(Store(store.root, offline=offline, **anonymous), text)
+    github.token = None  # now it is public
+    github.forget()
+    assert load(Store(store.root, **anonymous), "o/r:main").path == mine.path
+    assert not any("Authorization" in request.headers for request in github.requests)
+    assert load(Store(store.root, offline=True, **anonymous), "o/r:main").path == mine.path
+
+
+def test_a_store_that_can_only_be_read(github: GitHubServer, repo: GitRepo, store: Store) -> None:
+    """What a read-only disk refuses is refused here by an ordinary user's rights."""
+    before = load(store, "o/r:v1")
+    drop = "import os, isohub.errors, isohub.repos.sources.github\nos.setgid(65534); os.setuid(65534)\n"
+    code = FETCH.replace('print("ready"', f'{drop}print("ready"')
+    for place in [store.root, *store.root.parents][:-1]:
+        place.chmod(0o755)
+    if os.geteuid() != 0:
+        code = FETCH
+    directories = [path for path in (store.root, *store.root.rglob("*")) if path.is_dir() and not path.is_symlink()]
+    modes = {path: path.stat().st_mode for path in directories}
+    for path in directories:
+        path.chmod(0o555)
     try:
-        assert get_dir() == tmp_path / "home" / "chosen"
+        process = python(code, github, str(store.root), "o/r:v1")
+        assert process.communicate("\n", timeout=60)[0] == "ready\none\n"
+        process = python(
+            code.replace(
+                "checkout =",
+                "import isohub\ntry:\n    store.fetch(store.resolve(parse('o/r')))"
+                "\nexcept isohub.errors.SourceUnavailableError as error: print(error)\ncheckout =",
+            ),
+            github,
+            str(store.root),
+            "o/r:v1",
+        )
+        said = process.communicate("\n", timeout=60)[0]
+        assert "Permission denied" in said
+        assert "ISOHUB_HOME" in said
     finally:
-        set_dir(None)
-    assert get_dir() == tmp_path / "home" / "x"
+        for path, mode in modes.items():
+            path.chmod(mode)
+    assert before.path.is_dir()
+
+
+def test_locks_that_a_file_system_does_not_give(
+    github: GitHubServer, repo: GitRepo, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    pin = store.resolve(parse("o/r:v1"))
+    real = fcntl.flock
+    for code in (37, 38):  # ENOLCK, ENOSYS
+
+        def refuse(descriptor: int, operation: int, code: int = code) -> None:
+            if operation & (fcntl.LOCK_EX | fcntl.LOCK_SH):
+                raise OSError(code, os.strerror(code))
+            real(descriptor, operation)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(fcntl, "flock", refuse)
+            with pytest.raises(SourceUnavailableError) as caught:
+                store.fetch(pin)
+            assert "local disk" in (caught.value.hint or "")
+    checkout = store.fetch(pin)
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "flock", refuse)
+        assert store.fetch(pin) == checkout  # what is here needs no lock
+        assert store.hold(checkout) is None
+
+
+def test_a_clock_that_is_wrong(
+    github: GitHubServer, repo: GitRepo, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for skew_s in (-20 * 365 * 86400, 20 * 365 * 86400):
+        with monkeypatch.context() as patched:
+            real = time.time
+            patched.setattr(time, "time", lambda real=real, skew_s=skew_s: real() + skew_s)
+            for ref in ("v1", "main"):
+                assert whole(load(store, f"o/r:{ref}"))
+    for ref in ("v1", "main"):
+        assert load(Store(store.root, offline=True), f"o/r:{ref}").commit == repo.sha(ref)
+
+
+# Who uses what.
+
+
+def test_a_checkout_in_use_cannot_be_claimed(github: GitHubServer, repo: GitRepo, store: Store) -> None:
+    checkout = load(store, "o/r:v1")
+    place = checkout.path.parent
+    one, two = store.hold(checkout), store.hold(checkout)
+    assert one is not None
+    assert two is not None
+    for descriptor in (one, two):
+        with pytest.raises(BlockingIOError):
+            claim(place)
+        os.close(descriptor)
+    claimed = claim(place)
+    assert claimed is not None
+    with pytest.raises(FileNotFoundError):
+        store.hold(checkout)
+    os.close(claimed)
+    remove_tree(place)
+    with pytest.raises(FileNotFoundError):
+        store.hold(checkout)
+
+
+def test_a_damaged_copy_is_replaced_by_a_forced_fetch(github: GitHubServer, repo: GitRepo, store: Store) -> None:
+    checkout = load(store, "o/r:v1")
+    flipped = checkout.path / "hubconf.py"
+    flipped.chmod(0o644)
+    flipped.write_text("onE\n")
+    assert store.measured(checkout).tree != checkout.tree
+    again = load(store, "o/r:v1", force_reload=True)
+    assert (again.path / "hubconf.py").read_text() == "one\n"
+    assert store.measured(again).tree == checkout.tree
 
 
 FETCH = """
@@ -351,8 +570,8 @@ def python(code: str, github: GitHubServer, *arguments: str) -> subprocess.Popen
     )
 
 
-def test_sixteen_processes_make_one_download(github: GitHubServer, repo: GitRepo, store: Store) -> None:
-    processes = [python(FETCH, github, str(store.root), "o/r:v1") for _ in range(16)]
+def test_thirty_two_processes_make_one_download(github: GitHubServer, repo: GitRepo, store: Store) -> None:
+    processes = [python(FETCH, github, str(store.root), "o/r:v1") for _ in range(32)]
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -361,8 +580,8 @@ def test_sixteen_processes_make_one_download(github: GitHubServer, repo: GitRepo
         process.stdin.write("\n")
         process.stdin.flush()
     outputs = [process.communicate(timeout=60)[0] for process in processes]
-    assert outputs == ["one\n"] * 16
-    assert [process.returncode for process in processes] == [0] * 16
+    assert outputs == ["one\n"] * 32
+    assert [process.returncode for process in processes] == [0] * 32
     assert github.count(ARCHIVE) == 1
     assert leftovers(store) == []
 
@@ -384,7 +603,7 @@ def whole(checkout: Checkout) -> bool:
     return measure(checkout.path).digest == checkout.tree
 
 
-def test_killed_writers_leave_no_half_checkout(
+def test_writers_killed_at_two_hundred_moments_leave_no_half_checkout(
     github: GitHubServer, git_repo: Callable[..., GitRepo], store: Store
 ) -> None:
     made = github.add("o", "many", git_repo("many"))
@@ -412,15 +631,15 @@ def test_killed_writers_leave_no_half_checkout(
         killer.join()
         outcomes["killed" if os.WIFSIGNALED(status) else "done"] += 1
 
-    for number in range(24):
+    for number in range(200):
         if number % 2 == 0 and (found := store.lookup(pin)) is not None:
             remove_tree(found.path.parent)
-            attempt("new", choose.uniform(0.0, 0.25))
+            attempt("new", choose.uniform(0.0, 0.12))
         else:
-            attempt("force", choose.uniform(0.0, 0.25))
+            attempt("force", choose.uniform(0.0, 0.12))
         seen = store.lookup(pin)
         assert seen is None or (seen.tree == expected and whole(seen))
-    assert outcomes["killed"] > 0
+    assert outcomes["killed"] > 50
     process.stdin.close()
     process.stdout.close()
     assert process.wait(timeout=30) == 0
