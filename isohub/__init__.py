@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from isohub import errors as errors
+    from isohub.checkpoints import download_url_to_file as download_url_to_file
+    from isohub.checkpoints import load_state_dict_from_url as load_state_dict_from_url
     from isohub.hub import Session as Session
     from isohub.hub import fetch as fetch
     from isohub.hub import get_dir as get_dir
@@ -33,6 +35,7 @@ _HOME = {
         ("Session", "fetch", "get_dir", "help", "inspect", "list", "load", "set_dir", "trust", "trusted", "untrust"),
         "isohub.hub",
     ),
+    **dict.fromkeys(("download_url_to_file", "load_state_dict_from_url"), "isohub.checkpoints"),
     **dict.fromkeys(("RemoteModule", "RemoteObject"), "isohub.session.handles"),
 }
 
@@ -41,6 +44,7 @@ __all__ = [
     "RemoteObject",
     "Session",
     "__version__",
+    "download_url_to_file",
     "errors",
     "fetch",
     "get_dir",
@@ -48,6 +52,7 @@ __all__ = [
     "inspect",
     "list",
     "load",
+    "load_state_dict_from_url",
     "set_dir",
     "trust",
     "trusted",

@@ -9,32 +9,27 @@ from __future__ import annotations
 import builtins
 import functools
 import inspect as inspect_module
-import io
+import logging
 import math
 import operator
 import os
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, cast
 
 from isohub.environments.dependencies import missing_error, parse_dependencies, unmet
-from isohub.errors import (
-    ConfinementError,
-    EnvironmentBuildError,
-    SessionClosedError,
-    UntrustedRepoError,
-    printable,
-)
+from isohub.errors import ConfinementError, EnvironmentBuildError, SessionClosedError, printable
+from isohub.repos.catalog import Catalog, Wanted, is_offline
+from isohub.repos.layout import get_dir, set_dir
+from isohub.repos.lockfile import Lockfile
 from isohub.repos.outline import Outline, read_outline
-from isohub.repos.pins import Checkout, Pin
+from isohub.repos.pins import Checkout
 from isohub.repos.reference import Reference, SourceName, parse
-from isohub.repos.store import Store, get_dir, set_dir
-from isohub.repos.trust import Trust
+from isohub.repos.trust import Trust, trust_target
 from isohub.sandbox.confine import MISSING
 
 if TYPE_CHECKING:
@@ -60,7 +55,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 Returns = Literal["handle", "state_dict", "torchscript", "exported_program"]
-RepoOrDir = str | os.PathLike[str]
+RepoOrDir = str | os.PathLike[str] | Checkout
 
 _RETURNS = ("handle", "state_dict", "torchscript", "exported_program")
 #: torch.hub.load's own sources, and git for what is on another host.
@@ -70,15 +65,21 @@ _SOURCES = (None, "github", "git", "local")
 _MAX_REPLY_BYTES = 4 << 30
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """What every way into a repo is given."""
+_log = logging.getLogger("isohub.hub")
 
-    repo: RepoOrDir
-    source: SourceName | None
-    force_reload: bool
-    skip_validation: bool
-    verbose: bool
+
+def _also_called_github(method: Callable[Concatenate[Any, _P], _R]) -> Callable[Concatenate[Any, _P], _R]:
+    """Take ``github=`` for ``repo=``, as torch.hub's `list` and `help` call it."""
+
+    @functools.wraps(method)
+    def function(self: Any, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if "github" in kwargs:
+            if args or "repo" in kwargs:
+                raise TypeError(f"{method.__name__}() was given the repo twice, as repo and as github=")
+            kwargs["repo"] = kwargs.pop("github")
+        return method(self, *args, **kwargs)
+
+    return cast("Callable[Concatenate[Any, _P], _R]", function)
 
 
 class Session:
@@ -89,6 +90,13 @@ class Session:
 
     Args:
         cache_dir: Where checkouts and weights are kept; `get_dir()` unless given.
+        offline: Use the cache alone: what is not in it is an `OfflineError`, and a ref means what it meant when
+            its source was last asked. None: as ``ISOHUB_OFFLINE`` says.
+        lockfile: Path of an ``isohub.lock``. What it names must come, bit for bit, else `LockMismatchError`; what
+            it does not name yet is added to it.
+        frozen: Add nothing to the lockfile: what it does not name is a `LockMismatchError`.
+        submodules: Bring the submodules of every repo, at the commits that its tree names.
+        lfs: Bring the files behind every repo's Git LFS pointers.
         timeout_s: Seconds that any one question to a worker may take (an import, a build, a call), unless
             `load` says otherwise. None: no limit.
         max_reply_bytes: The most tensor bytes that the answer to one call may hold. State dicts are bounded by
@@ -99,10 +107,21 @@ class Session:
         self,
         cache_dir: str | os.PathLike[str] | None = None,
         *,
+        offline: bool | None = None,
+        lockfile: str | os.PathLike[str] | None = None,
+        frozen: bool = False,
+        submodules: bool = False,
+        lfs: bool = False,
         timeout_s: float | None = None,
         max_reply_bytes: int = _MAX_REPLY_BYTES,
     ) -> None:
         self._cache_dir = None if cache_dir is None else Path(cache_dir).expanduser().absolute()
+        self._offline = offline
+        if frozen and lockfile is None:
+            raise ValueError("frozen=True says that a lockfile binds; give lockfile='isohub.lock'")
+        self._lockfile = None if lockfile is None else Lockfile(Path(lockfile).expanduser().absolute(), frozen=frozen)
+        self._submodules = submodules
+        self._lfs = lfs
         self._timeout_s = _checked_timeout(timeout_s)
         self._max_reply_bytes = _checked_bytes(max_reply_bytes)
         self._pool: Pool | None = None
@@ -136,7 +155,8 @@ class Session:
         """Build a model in a worker of its repo and commit.
 
         Args:
-            repo_or_dir: ``owner/repo[:ref]``, a URL, ``git+...``, a directory, or ``./clone:ref``.
+            repo_or_dir: ``owner/repo[:ref]``, a URL, ``git+...``, a directory, ``./clone:ref``, or what `fetch`
+                gave, for exactly that commit.
             model: Name of an entrypoint in hubconf.
             *args: Passed to the entrypoint.
             source: How `repo_or_dir` is to be read; None decides by its form.
@@ -168,10 +188,7 @@ class Session:
             EntrypointNotFoundError, RemoteError, WorkerDiedError, WorkerTimeoutError, ProtocolError.
         """
         _check_choice("returns", returns, _RETURNS)
-        if trust_repo is None:
-            trust_repo = "check"  # the default of torch.hub.list and help
-        if trust_repo not in (True, False, "check"):
-            raise ValueError(f"trust_repo must be True, False or 'check', got {trust_repo!r}")
+        trust_repo = _checked_trust(trust_repo)
         _check_name(model)
         if sandbox is not None:
             raise ConfinementError(
@@ -186,17 +203,11 @@ class Session:
         keywords = _merged(kwargs, entry_kwargs)
         seed = _checked_seed(seed)
         timeout_s = self._timeout_s if timeout_s is None else _checked_timeout(timeout_s)
-        wanted = _Wanted(repo_or_dir, source, force_reload, skip_validation, verbose)
-        pool = self._open_pool()
-        pool.warm()  # torch is imported there while the code is fetched here
-        checkout = self._checkout(wanted)
-        gate = _Gate(checkout.pin, self._trust(), trust_repo)
-        if returns in ("torchscript", "exported_program"):
-            gate.check(returns)
-        with self._lease(checkout, timeout_s, gate) as link:
-            _open(link, checkout)
+        wanted = Wanted(repo_or_dir, source, force_reload, skip_validation, verbose)
+        with self._lease(wanted, timeout_s, trust_repo, returns) as link:
             from isohub.session.handles import mark_loaded
 
+            _open(link)
             link.ask("import", seed, phase="importing hubconf.py")
             built = link.ask("build", model, seed, [*args], keywords, phase=f"calling the entrypoint {model}()")
             mark_loaded(built)
@@ -204,40 +215,49 @@ class Session:
                 built = _moved(built, device, model)
             answer = _converted(built, returns, example_inputs)
         if trust_repo is True:
-            self._trust().add(*_identity(checkout.pin.reference))
+            reference = link.checkout.reference
+            self._trust().add(reference.host, reference.owner, reference.repo)
         return answer
 
+    @_also_called_github
     def list(
         self,
         repo: RepoOrDir,
         force_reload: bool = False,
         skip_validation: bool = False,
-        trust_repo: Any = None,  # noqa: ARG002 - torch.hub's parameter; nothing here needs trust
+        trust_repo: bool | Literal["check"] | None = None,
         verbose: bool = True,
         *,
         source: SourceName | None = None,
         timeout_s: float | None = None,
     ) -> builtins.list[str]:
-        """Names of a repo's entrypoints. hubconf runs in a worker; see `inspect` for what runs nothing."""
-        wanted = _Wanted(repo, source, force_reload, skip_validation, verbose)
+        """Names of a repo's entrypoints. hubconf runs in a worker; see `inspect` for what runs nothing.
+
+        `repo` may also be called ``github``, as torch.hub does. Nothing here needs trust, so `trust_repo` is
+        only checked.
+        """
+        _checked_trust(trust_repo)
+        wanted = Wanted(repo, source, force_reload, skip_validation, verbose)
         names: Any = self._look(wanted, timeout_s, "entrypoints", "listing the entrypoints")
         return [printable(name, newlines=False) for name in names]
 
+    @_also_called_github
     def help(
         self,
         repo: RepoOrDir,
         model: str,
         force_reload: bool = False,
         skip_validation: bool = False,
-        trust_repo: Any = None,  # noqa: ARG002 - as in `list`
+        trust_repo: bool | Literal["check"] | None = None,
         verbose: bool = True,
         *,
         source: SourceName | None = None,
         timeout_s: float | None = None,
     ) -> str | None:
-        """An entrypoint's docstring, control characters escaped; None if it has none."""
+        """An entrypoint's docstring, control characters escaped; None if it has none. Parameters as in `list`."""
         _check_name(model)
-        wanted = _Wanted(repo, source, force_reload, skip_validation, verbose)
+        _checked_trust(trust_repo)
+        wanted = Wanted(repo, source, force_reload, skip_validation, verbose)
         text: Any = self._look(wanted, timeout_s, "help", "reading the docstring", model)
         return None if text is None else printable(str(text))
 
@@ -257,7 +277,8 @@ class Session:
         Returns:
             Entrypoints with signatures and docstrings, and dependencies. The texts are the repo's, as they are.
         """
-        return read_outline(self._checkout(_Wanted(repo, source, force_reload, skip_validation, verbose)).path)
+        wanted = Wanted(repo, source, force_reload, skip_validation, verbose)
+        return read_outline(self._catalog(source).checkout(wanted).path)
 
     def fetch(
         self,
@@ -267,17 +288,34 @@ class Session:
         force_reload: bool = False,
         skip_validation: bool = False,
         verbose: bool = True,
+        submodules: bool | None = None,
+        lfs: bool | None = None,
     ) -> Checkout:
-        """Bring a repo here, and run nothing. The result has ``commit`` and ``path``."""
-        return self._checkout(_Wanted(repo, source, force_reload, skip_validation, verbose))
+        """Bring a repo here, and run nothing. The result has ``commit`` and ``path``.
+
+        Args:
+            repo: As `load` takes it, and so are `source`, `force_reload`, `skip_validation` and `verbose`.
+            source: How to read it.
+            force_reload: Ask and download again.
+            skip_validation: Accept a commit that is not shown to belong to the repo.
+            verbose: Show progress on a terminal.
+            submodules: Bring them too; None leaves that to the session.
+            lfs: Bring the files behind Git LFS pointers; None leaves that to the session.
+        """
+        wanted = Wanted(repo, source, force_reload, skip_validation, verbose, submodules, lfs)
+        return self._catalog(source).checkout(wanted)
 
     def trust(self, repo: RepoOrDir) -> None:
-        """Remember a repo as trusted: exactly this host, owner and name."""
-        self._trust().add(*_identity(parse(repo)))
+        """Remember a repo as trusted: exactly this host, owner and name, and this commit if a full SHA is given.
+
+        Raises:
+            InvalidReferenceError: It names a ref that can move.
+        """
+        self._trust().add(*trust_target(_reference(repo)))
 
     def untrust(self, repo: RepoOrDir) -> bool:
-        """Forget a trusted repo; False if it was none."""
-        return self._trust().remove(*_identity(parse(repo)))
+        """Forget a trusted repo, or one commit of it; False if it was none."""
+        return self._trust().remove(*trust_target(_reference(repo)))
 
     def trusted(self) -> builtins.list[str]:
         """The trusted repos, as ``host/owner/repo[@commit]``."""
@@ -306,11 +344,21 @@ class Session:
 
     # Parts.
 
-    def _store(self) -> Store:
-        return Store(get_dir() if self._cache_dir is None else self._cache_dir)
+    def _root(self) -> Path:
+        return Path(get_dir()) if self._cache_dir is None else self._cache_dir
+
+    def _catalog(self, source: SourceName | None) -> Catalog:
+        _check_choice("source", source, _SOURCES)
+        return Catalog(
+            self._root(),
+            offline=is_offline(self._offline),
+            lockfile=self._lockfile,
+            submodules=self._submodules,
+            lfs=self._lfs,
+        )
 
     def _trust(self) -> Trust:
-        return Trust(get_dir() if self._cache_dir is None else self._cache_dir)
+        return Trust(self._root())
 
     def _open_pool(self) -> Pool:
         from isohub.session.pool import Pool
@@ -327,89 +375,56 @@ class Session:
                 self._pool = Pool()
             return self._pool
 
-    def _checkout(self, wanted: _Wanted) -> Checkout:
-        _check_choice("source", wanted.source, _SOURCES)
-        store = self._store()
-        pin = store.resolve(
-            parse(wanted.repo, wanted.source),
-            force_reload=wanted.force_reload,
-            skip_validation=wanted.skip_validation,
-        )
-        return store.fetch(pin, force_reload=wanted.force_reload, progress=wanted.verbose)
-
     @contextmanager
-    def _lease(self, checkout: Checkout, timeout_s: float | None, gate: _Gate | None = None) -> Iterator[Link]:
-        from isohub.session.handles import make_handle
-        from isohub.session.link import Link
-        from isohub.session.pool import WorkerKey
-
+    def _lease(
+        self,
+        wanted: Wanted,
+        timeout_s: float | None,
+        trust_repo: bool | Literal["check"] = "check",
+        returns: Returns = "handle",
+    ) -> Iterator[Link]:
+        """A worker of what is wanted, for the length of the block and as long as there are handles to it."""
+        catalog = self._catalog(wanted.source)
         pool = self._open_pool()
-        key = WorkerKey(sys.executable, str(checkout.path), checkout.commit, checkout.pin.name)
-        variables = {"TORCH_HOME": str(self._store().weights_dir(checkout.pin))}
-        with pool.lease(key, variables, timeout_s) as worker:
-            gate = gate or _Gate(checkout.pin, self._trust(), "check")
-            yield Link(worker, pool, checkout, gate, make_handle, timeout_s, self._max_reply_bytes)
+        pool.warm()  # torch is imported there while the code is fetched here
+        checkout, held = catalog.hold(wanted)
+        with ExitStack() as undo:
+            if held is not None:
+                undo.callback(os.close, held)
+            from isohub.session.broker import Broker
+            from isohub.session.gate import ProgramGate
+            from isohub.session.handles import make_handle
+            from isohub.session.link import Link
+            from isohub.session.pool import WorkerKey
 
-    def _look(self, wanted: _Wanted, timeout_s: float | None, op: str, phase: str, *args: Any) -> Any:
+            gate = ProgramGate(checkout.pin, self._trust(), trust_repo)
+            if returns in ("torchscript", "exported_program"):
+                gate.check(returns)
+            offline = is_offline(self._offline)
+            broker = Broker(self._root(), checkout.pin, offline=offline, lockfile=self._lockfile, held=held)
+            key = WorkerKey(sys.executable, str(checkout.path), checkout.commit, checkout.pin.name)
+            with pool.lease(key, timeout_s) as worker:
+                if worker.equip(broker):
+                    undo.pop_all()  # the worker's, until it ends
+                yield Link(worker, pool, checkout, gate, make_handle, timeout_s, self._max_reply_bytes, wanted.verbose)
+
+    def _look(self, wanted: Wanted, timeout_s: float | None, op: str, phase: str, *args: Any) -> Any:
         timeout_s = self._timeout_s if timeout_s is None else _checked_timeout(timeout_s)
-        self._open_pool().warm()
-        checkout = self._checkout(wanted)
-        with self._lease(checkout, timeout_s) as link:
-            _open(link, checkout)
+        with self._lease(wanted, timeout_s) as link:
+            _open(link)
             link.ask("import", None, phase="importing hubconf.py")
             return link.ask(op, *args, phase=phase)
 
 
-_FORMS = {"torchscript": "TorchScript", "exported_program": "an ExportedProgram"}
+def _reference(repo: RepoOrDir) -> Reference:
+    return replace(repo.reference, ref=repo.commit) if isinstance(repo, Checkout) else parse(repo)
 
 
-class _Gate:
-    """The one place that opens a program of a worker's in this process, and asks for trust first.
-
-    Source: torch's SECURITY.md, "models are programs"; FACTS: ``torch.jit.load`` alone wrote a file by
-    ``aten::from_file``, and ``torch.export.load`` of a crafted archive executed code (torch 2.13).
-    """
-
-    def __init__(self, pin: Pin, trust: Trust, trust_repo: bool | Literal["check"]) -> None:
-        self._pin = pin
-        self._trust = trust
-        self._trust_repo = trust_repo
-
-    def check(self, form: str) -> None:
-        """Raise `UntrustedRepoError` unless the repo may open a program here."""
-        identity = _identity(self._pin.reference)
-        if self._trust_repo is True or (
-            self._trust_repo == "check" and self._trust.allows(*identity, self._pin.commit)
-        ):
-            return
-        raise UntrustedRepoError(
-            f"{_FORMS[form]} of {self._pin.name} would be opened in this process, which can run the repo's code here "
-            "with all of your powers; the repo is not trusted",
-            hint="returns='handle' and returns='state_dict' need no trust; once you have read the code at "
-            f"{self._pin.commit}, trust_repo=True opens it and trusts the repo, all its commits, from then on "
-            "(isohub trust ls | rm)",
-            repo="/".join(identity),
-        )
-
-    def open(self, form: str, data: bytes) -> Any:
-        """The program, opened. Trust: a worker whose repo the user trusts."""
-        import torch
-
-        self.check(form)
-        if form == "torchscript":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # torch 2.13 deprecates TorchScript
-                read: Callable[..., Any] = torch.jit.load  # noqa: TID251 - after the check
-                return read(io.BytesIO(data))
-        return torch.export.load(io.BytesIO(data))  # noqa: TID251 - after the check
-
-
-def _identity(reference: Reference) -> tuple[str, str, str]:
-    return reference.host, reference.owner, reference.repo
-
-
-def _open(link: Link, checkout: Checkout) -> None:
+def _open(link: Link) -> None:
     """Everything that can be known before the repo's code runs."""
+    checkout = link.checkout
+    if checkout.submodules or checkout.lfs_pointers:
+        _log.warning("%s", _lacking(checkout))
     outline = read_outline(checkout.path)
     dependencies = parse_dependencies(outline.dependencies)
     names = [dependency.import_name for dependency in dependencies if dependency.import_name is not None]
@@ -417,6 +432,21 @@ def _open(link: Link, checkout: Checkout) -> None:
     lacking = unmet(dependencies, not_found)
     if lacking:
         raise missing_error(lacking, checkout.pin.name, checkout.commit)
+
+
+def _lacking(checkout: Checkout) -> str:
+    """What a checkout does not hold, and how to bring it."""
+    found = (
+        ("submodules", "submodules", checkout.submodules),
+        ("lfs", "files behind Git LFS pointers", checkout.lfs_pointers),
+    )
+    parts = [
+        f"{len(paths)} {words} ({printable(', '.join(paths[:3]), newlines=False)}{', ...' if len(paths) > 3 else ''}); "
+        f"isohub.Session({option}=True) brings them"
+        for option, words, paths in found
+        if paths
+    ]
+    return f"{checkout.pin.name} is without {' and without '.join(parts)}"
 
 
 def _moved(built: Any, device: Any, model: str) -> Any:
@@ -471,6 +501,15 @@ def _checked_seed(seed: Any) -> int | None:
     if number is None or not 0 <= number < 1 << 63:
         raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}")
     return number
+
+
+def _checked_trust(trust_repo: Any) -> bool | Literal["check"]:
+    # Identity, not equality: 1 and "Check" are mistakes, and a mistake here must not open anything.
+    if trust_repo is None or trust_repo == "check":
+        return "check"  # None is the default of torch.hub's list and help
+    if trust_repo is True or trust_repo is False:
+        return trust_repo
+    raise ValueError(f"trust_repo must be True, False or 'check', got {trust_repo!r}")
 
 
 def _check_name(model: Any) -> None:

@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -15,9 +15,8 @@ from isohub.cli.output import Output
 
 if TYPE_CHECKING:
     from isohub.hub import Session
-    from isohub.repos.pins import Checkout
 
-__all__ = ["Settings", "output_options", "pass_settings", "pinned", "repo_options", "timeout_option"]
+__all__ = ["Settings", "opened", "output_options", "pass_settings", "repo_options", "timeout_option"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -40,6 +39,8 @@ class Settings:
         """Whether somebody wants to see a download's progress."""
         return not (self.json or self.quiet)
 
+
+_LOCKFILE = "isohub.lock"
 
 pass_settings = click.make_pass_decorator(Settings, ensure=True)
 
@@ -77,8 +78,18 @@ def output_options(command: _F) -> _F:
 
 
 def repo_options(command: _F) -> _F:
-    """--source, --force-reload and --skip-validation, as torch.hub's functions take them."""
+    """How a repo is read, brought and bound: torch.hub's options, and `Session`'s."""
     for option in (
+        click.option("--frozen", is_flag=True, help="Add nothing to the lockfile: what it does not name is an error."),
+        click.option(
+            "--lockfile",
+            type=click.Path(dir_okay=False),
+            metavar="FILE",
+            help=f"What commits, trees and weights have to be; {_LOCKFILE} with --frozen.",
+        ),
+        click.option("--offline", is_flag=True, help="Use the cache alone, as ISOHUB_OFFLINE=1 does."),
+        click.option("--lfs", is_flag=True, help="Bring the files behind Git LFS pointers."),
+        click.option("--submodules", is_flag=True, help="Bring the submodules."),
         click.option("--skip-validation", is_flag=True, help="Accept a commit that is not shown to be the repo's own."),
         click.option("--force-reload", is_flag=True, help="Ask the source again and download again."),
         click.option("--source", type=click.Choice(["github", "git", "local"]), help="How to read REPO."),
@@ -105,17 +116,21 @@ def timeout_option(command: _F) -> _F:
     )(command)
 
 
-def pinned(session: Session, repo: str, progress: bool, **options: Any) -> tuple[Checkout, str]:
-    """A repo, fetched, and a reference that names its commit: one command looks at one commit.
+def opened(options: dict[str, Any], **more: Any) -> Session:
+    """A session with the rules that `repo_options` gave; they are taken out of the options.
 
     Args:
-        session: Whose store.
-        repo: What was written.
-        progress: Whether to draw a bar.
-        **options: What `repo_options` gave.
+        options: What `repo_options` gave; what is left is for `Session.fetch`.
+        **more: More parameters of `Session`.
     """
-    checkout = session.fetch(repo, verbose=progress, **options)
-    reference = checkout.reference
-    if reference.source == "local" and reference.ref is None:
-        return checkout, reference.location
-    return checkout, str(replace(reference, ref=checkout.commit))
+    from isohub.hub import Session
+
+    frozen, lockfile = options.pop("frozen"), options.pop("lockfile")
+    return Session(
+        offline=options.pop("offline") or None,
+        lockfile=lockfile or (_LOCKFILE if frozen else None),
+        frozen=frozen,
+        submodules=options.pop("submodules"),
+        lfs=options.pop("lfs"),
+        **more,
+    )

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from isohub.cli.inputs import make_inputs, parse_input, parse_keywords, parse_value
-from isohub.cli.options import Settings, output_options, pass_settings, pinned, repo_options, timeout_option
+from isohub.cli.options import Settings, opened, output_options, pass_settings, repo_options, timeout_option
 from isohub.cli.summary import lines, summarise
 from isohub.errors import IsohubError
 
@@ -71,19 +71,16 @@ def run(
 
     from torch import no_grad
 
-    from isohub.hub import Session
-
-    with Session(timeout_s=timeout_s) as session, no_grad():
-        checkout, reference = pinned(session, repo, settings.progress, **options)
+    with opened(options, timeout_s=timeout_s) as session, no_grad():
+        checkout = session.fetch(repo, verbose=settings.progress, **options)
         started = time.perf_counter()
         built = session.load(
-            reference,
+            checkout,
             model,
             *entry_args,
             entry_kwargs=entry_kwargs,
             seed=seed,
             verbose=False,
-            skip_validation=options["skip_validation"],
         )
         seconds = {"load": time.perf_counter() - started}
         found: dict[str, Any] = {

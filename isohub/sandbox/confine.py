@@ -121,7 +121,7 @@ def confine(directory: str, variables: Mapping[str, str], keep: Sequence[int]) -
 
     Args:
         directory: The worker's own; ``home``, ``tmp`` and ``cwd`` are made in it.
-        variables: The whole environment, less HOME and TMPDIR. Trust: caller.
+        variables: The whole environment, less the directories that are the worker's own. Trust: caller.
         keep: Descriptors that stay open.
 
     Returns:
@@ -136,7 +136,10 @@ def confine(directory: str, variables: Mapping[str, str], keep: Sequence[int]) -
         os.mkdir(place, 0o700)
     os.environ.clear()
     os.environ.update(variables)
-    os.environ.update(HOME=places["home"], TMPDIR=places["tmp"], XDG_CACHE_HOME=os.path.join(places["home"], ".cache"))
+    cache = os.path.join(places["home"], ".cache")
+    os.environ.update(
+        HOME=places["home"], TMPDIR=places["tmp"], XDG_CACHE_HOME=cache, TORCH_HOME=os.path.join(cache, "torch")
+    )
     tempfile.tempdir = None
     os.chdir(places["cwd"])
     os.umask(0o077)

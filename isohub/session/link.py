@@ -107,6 +107,7 @@ class Link:
         make_handle: Makes a handle of (remote, whether it is a module, whether it can be indexed).
         timeout_s: Seconds that each question may take.
         limit_bytes: The most tensor bytes that one answer may hold.
+        verbose: Whether downloads of the worker's may show their progress.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Link:
         make_handle: Callable[[Remote, bool, bool], Any],
         timeout_s: float | None,
         limit_bytes: int,
+        verbose: bool = True,
     ) -> None:
         self.worker = worker
         self.pool = pool
@@ -126,6 +128,7 @@ class Link:
         self._make_handle = make_handle
         self.timeout_s = timeout_s
         self.limit_bytes = limit_bytes
+        self.verbose = verbose
         self._pid = os.getpid()
         self._queue: queue.SimpleQueue[Callable[[], None] | None] | None = None
         self._queue_lock = threading.Lock()
@@ -160,6 +163,7 @@ class Link:
             parcel=parcel,
             grad=torch.is_grad_enabled(),
             inference=torch.is_inference_mode_enabled(),
+            verbose=self.verbose,
         )
         references = itertools.count(1)  # of this one answer
         try:

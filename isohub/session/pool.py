@@ -79,7 +79,7 @@ class Pool:
             return zygote
 
     @contextlib.contextmanager
-    def lease(self, key: WorkerKey, variables: dict[str, str], timeout_s: float | None) -> Iterator[Worker]:
+    def lease(self, key: WorkerKey, timeout_s: float | None) -> Iterator[Worker]:
         """The checkout's worker, kept alive at least until the end of the block.
 
         Raises:
@@ -96,7 +96,7 @@ class Pool:
         try:
             with entry.starting:
                 if entry.worker is None:
-                    worker = self.warm(key.python).spawn(key.name, key.commit, variables, timeout_s)
+                    worker = self.warm(key.python).spawn(key.name, key.commit, timeout_s)
                     with self._lock:
                         entry.worker = worker
                         closed = self._closed

@@ -14,7 +14,7 @@ import msgspec
 from isohub.errors import ProtocolError
 from isohub.wire.protocol import MAX_PARTS
 
-__all__ = ["Answer", "Fault", "Ready", "Reply", "read_reply", "read_status"]
+__all__ = ["Answer", "Fault", "Ready", "Reply", "Want", "read_reply", "read_status"]
 
 
 class _Message(msgspec.Struct, tag_field="event", forbid_unknown_fields=True, frozen=True):
@@ -48,7 +48,16 @@ class Fault(_Message, tag="error", frozen=True):
     kept: bool
 
 
-Reply = Ready | Answer | Fault
+class Want(_Message, tag="want", frozen=True):
+    """Something to be brought: a file of weights by its URL, or a repository by torch.hub's short form."""
+
+    what: Literal["file", "repo"]
+    address: str
+    hash_prefix: str | None
+    progress: bool
+
+
+Reply = Ready | Answer | Fault | Want
 
 _reply_decoder: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
 
@@ -66,7 +75,7 @@ def read_reply(body: bytes) -> Reply:
     """One frame's body.
 
     Raises:
-        ProtocolError: It is none of the three.
+        ProtocolError: It is none of them.
     """
     # Counted before any is built: a parsed value takes thirty times its text.
     if body.count(b",") + body.count(b"[") > MAX_PARTS:

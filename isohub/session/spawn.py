@@ -111,13 +111,12 @@ class Zygote:
         """Whether it can still make workers."""
         return self._process.poll() is None
 
-    def spawn(self, name: str, commit: str, variables: dict[str, str], timeout_s: float | None) -> Worker:
+    def spawn(self, name: str, commit: str, timeout_s: float | None) -> Worker:
         """A new worker, ready to be asked.
 
         Args:
             name: For log lines and messages, such as ``org/repo@1a2b3c4``.
             commit: The whole commit.
-            variables: Added to the short list of environment variables.
             timeout_s: Seconds until it must be ready.
 
         Raises:
@@ -139,7 +138,7 @@ class Zygote:
         try:
             _send_datagram(
                 self._control,
-                {"variables": {**_worker_variables(), **variables}},
+                {"variables": _worker_variables()},
                 [their_channel.fileno(), their_status.fileno(), out_write, err_write],
             )
         except OSError as error:

@@ -45,7 +45,8 @@ from isohub.errors import (
 )
 from isohub.sandbox.confine import Layers
 from isohub.session.background import Background, Output
-from isohub.session.replies import Answer, Fault, Ready, Reply, read_reply, read_status
+from isohub.session.broker import Broker, Given
+from isohub.session.replies import Answer, Fault, Ready, Reply, Want, read_reply, read_status
 from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, Claims, copying, open_parcel, unload, viewing
 from isohub.wire.channel import Channel, ChannelClosed
 from isohub.wire.codec import Decoder, Encoder
@@ -74,6 +75,9 @@ class _Stage(enum.Enum):
     READING = "reading"
 
 
+_EVENTS = {Ready: Event.READY, Answer: Event.VALUE, Fault: Event.ERROR, Want: Event.WANT}
+
+
 class _DeadlinePassed(Exception):  # noqa: N818 - a signal within this module
     pass
 
@@ -92,6 +96,7 @@ class Question:
         parcel: Whether the answer comes in memory that is then mapped, not copied.
         grad: The caller's gradient mode.
         inference: Whether the caller is in inference mode.
+        verbose: Whether a download that it leads to may show its progress.
     """
 
     op: str
@@ -103,6 +108,7 @@ class Question:
     parcel: bool = False
     grad: bool = True
     inference: bool = False
+    verbose: bool = True
 
 
 class Worker:
@@ -115,6 +121,7 @@ class Worker:
         layers: What it is confined by.
         started: ``time.monotonic()`` of its start.
         handles: The caller's handles to objects in it, by number.
+        broker: Brings what it asks for while a question is open; without one all of that is refused.
     """
 
     def __init__(
@@ -132,6 +139,7 @@ class Worker:
         self.layers = Layers((), ())
         self.started = time.monotonic()
         self.handles: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self.broker: Broker | None = None
         self._channel = Channel(channel, self._wait)
         self._status = status
         self._outputs = outputs
@@ -146,6 +154,7 @@ class Worker:
         self._owner = 0  # the thread whose question is open
         self._phase = ""
         self._abandoned = ""  # what was under way when a caller was interrupted
+        self._refusal: IsohubError | None = None  # what the broker could not do, and the caller has to hear
         self._closing = False
         self._kill_lock = threading.Lock()
         self._obituary: IsohubError | None = None
@@ -194,6 +203,14 @@ class Worker:
         self.pid = status.pid
         self._pidfd = rights[0] if rights else os.pidfd_open(status.pid)
         self._poll.register(self._channel.fileno(), select.POLLIN)
+
+    def equip(self, broker: Broker) -> bool:
+        """Give it a broker, unless it has one or is gone; whether it took this one, and will close it."""
+        with self._kill_lock:
+            if self.broker is not None or self._obituary is not None:
+                return False
+            self.broker = broker
+            return True
 
     # Asking.
 
@@ -286,6 +303,9 @@ class Worker:
             self._stage = _Stage.READING
             reply, descriptors = self._hear_frame()
             close_descriptors(descriptors)
+            if isinstance(reply, Want):
+                self._say(Given.interrupted())
+                continue
             self._note_kept(reply)
             if isinstance(reply, Answer):
                 for number in _references(reply.value):
@@ -360,8 +380,20 @@ class Worker:
 
     def _receive(self, question: Question, remote: Callable[[list[Any]], Any]) -> Any:
         reply, descriptors = self._hear_frame()
+        while isinstance(reply, Want):
+            if descriptors:
+                close_descriptors(descriptors)
+                raise ProtocolError("descriptors with a wish")
+            self._bring(reply, question)
+            reply, descriptors = self._hear_frame()
         try:
             self._note_kept(reply)
+            if self._refusal is not None:
+                refusal, self._refusal = self._refusal, None
+                if isinstance(reply, Answer):
+                    for number in _references(reply.value):
+                        self.release(number, 1)
+                raise refusal
             if isinstance(reply, Answer):
                 try:
                     return self._decode(reply, descriptors, question, remote)
@@ -374,6 +406,32 @@ class Worker:
             raise Faulted(reply)
         finally:
             close_descriptors(descriptors)
+
+    def _bring(self, want: Want, question: Question) -> None:
+        """Have the broker do what the worker wants, and tell it. The question's clock stands still meanwhile."""
+        started = time.monotonic()
+        try:
+            given = Given.refused() if self.broker is None else self.broker.bring(want, verbose=question.verbose)
+        except BaseException:
+            self._say(Given.interrupted())
+            self._stage = _Stage.WAITING
+            raise
+        finally:
+            if self._deadline is not None:
+                self._deadline += time.monotonic() - started
+        self._refusal = self._refusal or given.refusal
+        self._say(given)
+
+    def _say(self, given: Given) -> None:
+        self._stage = _Stage.SENDING
+        self._conversation.give()
+        try:
+            body = msgspec.json.encode({"number": self._conversation.number, "path": given.path, "error": given.error})
+            self._channel.send(body, [] if given.descriptor is None else [given.descriptor])
+        finally:
+            if given.descriptor is not None:
+                os.close(given.descriptor)
+        self._stage = _Stage.READING
 
     def _decode(
         self, reply: Answer, descriptors: Sequence[int], question: Question, remote: Callable[[list[Any]], Any]
@@ -396,7 +454,7 @@ class Worker:
 
     def _note_kept(self, reply: Reply) -> None:
         """Do not write to an input that the model kept; nor hold on to more than is needed."""
-        if isinstance(reply, Ready):
+        if isinstance(reply, (Ready, Want)):
             return
         if reply.kept or (self._inbox is not None and self._inbox.size_bytes > LARGEST_KEPT_BYTES):
             self._drop_inbox()
@@ -416,10 +474,7 @@ class Worker:
         frame = self._channel.receive()
         try:
             reply = read_reply(frame.body)
-            event = (
-                Event.VALUE if isinstance(reply, Answer) else Event.READY if isinstance(reply, Ready) else Event.ERROR
-            )
-            self._conversation.hear(event, reply.number)
+            self._conversation.hear(_EVENTS[type(reply)], reply.number)
         except BaseException:
             close_descriptors(frame.descriptors)
             raise
@@ -555,6 +610,8 @@ class Worker:
             if self._pidfd >= 0:
                 os.close(self._pidfd)
                 self._pidfd = -1
+            if self.broker is not None:
+                self.broker.close()
         for arena in (self._inbox, self._outbox):
             if arena is not None:
                 arena.close()
@@ -571,6 +628,8 @@ class Worker:
         """Kill it and wait until it is gone. A question that is open in another thread fails."""
         self._closing = True
         self.kill()
+        if self.broker is not None:
+            self.broker.give_up()
         with self._lock:
             if self._obituary is None:
                 self._exit_status(_EXIT_NOTICE_S)

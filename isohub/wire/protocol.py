@@ -3,8 +3,9 @@
 Rules:
 
 1. The worker speaks first, once: ``ready``. Until then the caller sends nothing.
-2. The caller asks (``request``), the worker answers (``value`` or ``error``), in turns. A worker
-   never speaks out of turn, and an answer carries the number of the question that is open.
+2. The caller asks (``request``), the worker answers (``value`` or ``error``), in turns. Before it answers a
+   worker may ask for something to be brought (``want``), which the caller does or refuses (``give``). A worker
+   never speaks out of turn, and what it says carries the number of the question that is open.
 3. A frame is a header, a body of JSON and as many descriptors as the header says. The descriptors
    travel with the frame's first byte (unix(7): ancillary data is a barrier in a stream).
 4. Every length and count has a limit, checked before memory is taken.
@@ -74,6 +75,8 @@ class Event(enum.Enum):
 
     READY = "ready"
     REQUEST = "request"
+    WANT = "want"
+    GIVE = "give"
     VALUE = "value"
     ERROR = "error"
 
@@ -84,12 +87,15 @@ class State(enum.Enum):
     STARTING = "starting"
     IDLE = "idle"
     BUSY = "busy"
+    OWING = "owing"
 
 
 #: The whole machine. What is not here is a `ProtocolError`.
 TURNS: Dict[Tuple[State, Event], State] = {
     (State.STARTING, Event.READY): State.IDLE,
     (State.IDLE, Event.REQUEST): State.BUSY,
+    (State.BUSY, Event.WANT): State.OWING,
+    (State.OWING, Event.GIVE): State.BUSY,
     (State.BUSY, Event.VALUE): State.IDLE,
     (State.BUSY, Event.ERROR): State.IDLE,
 }
@@ -109,6 +115,10 @@ class Conversation:
         self._turn(Event.REQUEST)
         self.number += 1
         return self.number
+
+    def give(self) -> None:
+        """The caller brings or refuses what the worker wanted."""
+        self._turn(Event.GIVE)
 
     def hear(self, event: Event, claimed_number: int) -> None:
         """Check a frame of the worker's against the table and the open question."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import builtins
 import contextlib
 import io
-import json
 import operator
 import os
 import reprlib
@@ -24,9 +23,11 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 from isohub.errors import ProtocolError
 from isohub.sandbox.confine import Layers
 from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, Claims, make_parcel, unload, viewing
-from isohub.wire.channel import Channel, ChannelClosed
+from isohub.wire.channel import ChannelClosed
 from isohub.wire.codec import Decoder, Encoder, TooLargeToEncode
 from isohub.wire.protocol import MAX_FRAME_BYTES, MAX_PARTS, MAX_REFERENCES
+from isohub.worker import downloads, storages
+from isohub.worker.caller import Caller, dump
 from isohub.worker.hubconf import Hubconf, HubconfFailed, seed_everything
 
 __all__ = ["Server", "serve"]
@@ -58,7 +59,6 @@ _OPERATIONS: Dict[str, Callable[..., Any]] = {
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _WIRE = os.path.join(os.path.dirname(_HERE), "wire")
 _MAX_TEXT_CHARS = 100_000
-_write = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode  # json.dumps makes a new one each time
 
 
 class _TooLarge(Exception):  # noqa: N818 - turned into a message at once
@@ -68,17 +68,15 @@ class _TooLarge(Exception):  # noqa: N818 - turned into a message at once
 def serve(end: Any, layers: Layers) -> None:
     """Answer the caller on this socket until it closes."""
     seed_everything(None)
-    channel = Channel(end)
+    caller = Caller(end)
+    downloads.install(caller)
+    storages.install()
     server = Server()
     signal.signal(signal.SIGINT, server.interrupted)
     try:
-        channel.send(_dump({"event": "ready", "number": 0, "layers": [list(layers.active), list(layers.missing)]}))
+        caller.greet(layers)
         while True:
-            frame = channel.receive()
-            body, descriptors = server.answer(json.loads(frame.body), frame.descriptors)
-            channel.send(body, descriptors)
-            for descriptor in descriptors:
-                os.close(descriptor)
+            caller.answer(*server.answer(*caller.hear()))
     except ChannelClosed:
         pass
     except ProtocolError:
@@ -121,12 +119,12 @@ class Server:
         reply["kept"] = self._inbox_is_held()
         if reply["kept"] or (self._inbox is not None and self._inbox.size_bytes > LARGEST_KEPT_BYTES):
             self._drop_inbox()
-        body = _dump(reply)
+        body = dump(reply)
         if len(body) > MAX_FRAME_BYTES or body.count(b",") + body.count(b"[") > MAX_PARTS:
             if parcel is not None:
                 os.close(parcel)
             too_large = _TooLarge(f"the answer takes {len(body)} bytes of text; the wire takes {MAX_FRAME_BYTES}")
-            return _dump({**_describe(too_large), "number": number, "kept": reply["kept"]}), []
+            return dump({**_describe(too_large), "number": number, "kept": reply["kept"]}), []
         return body, [] if parcel is None else [parcel]
 
     def _attach(self, arenas: Sequence[str], descriptors: Sequence[int]) -> None:
@@ -347,10 +345,6 @@ def _unpickle(data: bytes) -> Any:
     import pickle  # noqa: TID251
 
     return pickle.loads(data)
-
-
-def _dump(message: Dict[str, Any]) -> bytes:
-    return _write(message).encode()
 
 
 def _text(make: Callable[[], str], instead: str) -> str:

@@ -120,7 +120,7 @@ def test_a_zygote_that_cannot_start_says_why(monkeypatch, tmp_path):
     started = []
     with pytest.raises(errors.WorkerStartError, match="exit code 3") as caught:
         started.append(Zygote(str(fake), background))
-        started[0].spawn("x", "c" * 40, {}, 20)
+        started[0].spawn("x", "c" * 40, 20)
     assert "no torch here" in str(caught.value)
     for zygote in started:
         zygote.close()

@@ -1,0 +1,166 @@
+"""Downloads for one worker: what its repo asks torch.hub for, the caller brings.
+
+Rules:
+
+1. Nobody's credentials go along: an address that a repo names must not fetch what only the user may see. A
+   repository for a nested ``torch.hub.load`` is one that was told to somebody without credentials.
+2. A file is kept under (repo, URL) and handed over as a path to read; a repository as an archive in a descriptor.
+3. What a lockfile names must be what comes. A difference is the caller's to hear, whatever the repo makes of it.
+4. What cannot be brought is an answer like any other; the worker raises what torch.hub would.
+
+Refuses: addresses that are not of the web, directories and clones of this machine.
+Side: caller. Trust: every wish is the worker's.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isohub.errors import IntegrityError, IsohubError, LockMismatchError, printable
+from isohub.repos.cancellation import Cancellation
+from isohub.repos.credentials import Credentials
+from isohub.repos.disk import hold
+from isohub.repos.layout import weights_dir
+from isohub.repos.reference import parse
+from isohub.repos.store import Store
+from isohub.repos.weights import Weights
+
+if TYPE_CHECKING:
+    from isohub.repos.lockfile import Lockfile
+    from isohub.repos.pins import Pin
+    from isohub.session.replies import Want
+
+__all__ = ["Broker", "Given"]
+
+# RFC 9110, section 4.1, asks for 8000 octets of URL.
+_ADDRESS_LIMIT_CHARS = 8192
+
+
+@dataclass(frozen=True)
+class Given:
+    """The answer to a wish.
+
+    Attributes:
+        path: Of the file, or the name for the repository's directory.
+        descriptor: The repository's archive; whoever sends it closes it.
+        error: What the worker raises instead.
+        refusal: What the caller has to hear, once the worker has answered.
+    """
+
+    path: str | None = None
+    descriptor: int | None = None
+    error: dict[str, Any] | None = None
+    refusal: IsohubError | None = None
+
+    @classmethod
+    def failed(cls, error: IsohubError) -> Given:
+        """For something that could not be brought."""
+        status = getattr(error, "status", None)
+        kind = "hash" if isinstance(error, IntegrityError) else "network" if status is None else "http"
+        refusal = error if isinstance(error, LockMismatchError) else None
+        return cls(error={"kind": kind, "status": status, "message": str(error)}, refusal=refusal)
+
+    @classmethod
+    def interrupted(cls) -> Given:
+        """For a caller that does not wait any more."""
+        return cls(error={"kind": "network", "status": None, "message": "the caller was interrupted"})
+
+    @classmethod
+    def refused(cls) -> Given:
+        """For a worker that has no broker."""
+        return cls(error={"kind": "network", "status": None, "message": "this worker may download nothing"})
+
+
+class Broker:
+    """Brings things for one worker.
+
+    Args:
+        root: The store's directory.
+        pin: Whose code runs in the worker.
+        offline: Bring only what is in the store.
+        lockfile: What weights have to be.
+        held: A descriptor that says that the checkout is in use; the broker's from here on.
+    """
+
+    def __init__(
+        self, root: Path, pin: Pin, *, offline: bool, lockfile: Lockfile | None, held: int | None = None
+    ) -> None:
+        self._root = root
+        self._pin = pin
+        self._scope = (pin.reference.host, pin.reference.owner, pin.reference.repo)
+        self._offline = offline
+        self._lockfile = lockfile
+        self._held = [] if held is None else [held]
+        self._holds_weights = False
+        self._lock = threading.Lock()
+        self._cancellation = Cancellation()
+        self._closed = False
+
+    def bring(self, want: Want, *, verbose: bool) -> Given:
+        """Do or refuse what a worker wants. Raises only what is the caller's own, such as Ctrl-C."""
+        try:
+            if len(want.address) > _ADDRESS_LIMIT_CHARS:
+                raise IntegrityError(f"an address of {len(want.address)} characters; at most {_ADDRESS_LIMIT_CHARS}")
+            with self._cancellation.scope():
+                if want.what == "repo":
+                    return self._repo(want, verbose=verbose)
+                return self._file(want, verbose=verbose and want.progress)
+        except IsohubError as error:
+            return Given.failed(error)
+
+    def _file(self, want: Want, *, verbose: bool) -> Given:
+        lock, reference, extras = self._lockfile, self._pin.reference, self._pin.extras
+        if lock is not None:
+            lock.weights(reference, extras, want.address)
+        weights = Weights(self._root, offline=self._offline)
+        found = weights.fetch(
+            want.address,
+            self._scope,
+            hash_prefix=want.hash_prefix,
+            progress=verbose,
+            credentials=Credentials(anonymous=True),
+        )
+        if lock is not None:
+            lock.check_weights(reference, extras, want.address, found.sha256, found.bytes)
+        self._hold_weights()
+        return Given(path=str(found.path))
+
+    def _repo(self, want: Want, *, verbose: bool) -> Given:
+        store = Store(self._root, offline=self._offline, credentials=Credentials(anonymous=True))
+        pin = store.resolve(parse(want.address, "github"))
+        checkout = store.fetch(pin, progress=verbose)
+        with tempfile.TemporaryFile(prefix="isohub-") as stream:
+            with tarfile.open(fileobj=stream, mode="w") as archive:
+                archive.add(checkout.path, arcname=".")
+            stream.seek(0)
+            # Another open file description: the worker can only read, and from the start.
+            descriptor = os.open(f"/proc/self/fd/{stream.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
+        name = f"{pin.reference.owner}_{pin.reference.repo}_{pin.commit}"
+        return Given(path=printable(name, newlines=False), descriptor=descriptor)
+
+    def _hold_weights(self) -> None:
+        """Keep `cache rm` from what the worker has been told of."""
+        with self._lock:
+            if self._holds_weights or self._closed:
+                return
+            descriptor = hold(weights_dir(self._root, self._scope))
+            self._holds_weights = True
+            if descriptor is not None:
+                self._held.append(descriptor)
+
+    def give_up(self) -> None:
+        """End a download under way, in whatever thread it is."""
+        self._cancellation.cancel()
+
+    def close(self) -> None:
+        """Let go of what the worker used."""
+        with self._lock:
+            self._closed = True
+            while self._held:
+                os.close(self._held.pop())
