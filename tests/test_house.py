@@ -39,6 +39,7 @@ def test_public_names() -> None:
         "RemoteObject",
         "Session",
         "__version__",
+        "download_url_to_file",
         "errors",
         "fetch",
         "get_dir",
@@ -46,6 +47,7 @@ def test_public_names() -> None:
         "inspect",
         "list",
         "load",
+        "load_state_dict_from_url",
         "set_dir",
         "trust",
         "trusted",
@@ -234,6 +236,33 @@ def test_every_claim_has_a_test() -> None:
     assert claims == [f"C{number}" for number in range(1, len(claims) + 1)]
     tests = "".join(path.read_text() for path in (ROOT / "tests" / "attacks").glob("test_*.py"))
     assert {f"C{number}" for number in re.findall(r"def test_c(\d+)_", tests)} == set(claims)
+
+
+def test_every_test_that_a_page_names_exists() -> None:
+    named = [
+        (page, *match)
+        for page in PAGES
+        for match in re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", page.read_text(encoding="utf-8"))
+    ]
+    assert len(named) > 30
+    for page, file, test in named:
+        assert re.search(rf"^def {test}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), (
+            f"{name_of(page)}: {file}::{test}"
+        )
+
+
+def test_every_case_of_pytorch_s_is_here() -> None:
+    page = (ROOT / "docs" / "torch-hub.md").read_text(encoding="utf-8").partition("## PyTorch's own tests")[2]
+    there = set(re.findall(r"`(test_\w+)`", page.partition("## What users report")[0]))
+    here = set(re.findall(r"^def (test_\w+)\(", (ROOT / "tests" / "test_torch_hub_cases.py").read_text(), re.MULTILINE))
+    # Those that answer a prompt are one test here: there is no prompt.
+    assert {name for name in there - here if "trust" not in name} == set()
+
+
+def test_the_platform_is_said() -> None:
+    project, readme = (ROOT / "pyproject.toml").read_text(), (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "Operating System :: POSIX :: Linux" in project
+    assert "You use Windows or macOS" in readme.partition("## When not to use it")[2]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

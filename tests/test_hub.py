@@ -447,3 +447,52 @@ def test_a_failed_load_trusts_nobody(tmp_path, hub):
         with pytest.raises(errors.RemoteError):
             fresh.load(hub("raises"), "model", trust_repo=True)
         assert fresh.trusted() == []
+
+
+def test_what_a_repo_prints_is_not_on_stdout(hub, tmp_path):
+    (tmp_path / "hubconf.py").write_text(
+        "import os\nprint('import')\ndef model():\n    print('build')\n    os.system('echo child')\n    return 1\n"
+    )
+    code = f"import isohub; print(isohub.load({str(tmp_path)!r}, 'model'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+def test_a_checkout_stands_for_its_commit(session, tmp_path):
+    from tests.servers.git_repo import GitRepo
+
+    repo = GitRepo(tmp_path / "repo")
+    repo.commit({"hubconf.py": "def model():\n    return 1\n"})
+    checkout = session.fetch(f"{repo.path}:main")
+    repo.commit({"hubconf.py": "def model():\n    return 2\n"})
+    assert session.load(checkout, "model") == 1
+    assert session.list(checkout) == ["model"]
+    assert session.inspect(checkout).entrypoints[0].name == "model"
+    assert session.load(f"{repo.path}:main", "model") == 2
+
+
+def test_a_repo_without_its_submodules_is_told(session, tmp_path, caplog):
+    (tmp_path / ".gitmodules").write_text('[submodule "parts"]\n\tpath = parts\n\turl = ../parts\n')
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "hubconf.py").write_text("def model():\n    return 1\n")
+    (tmp_path / "w.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 1\n")
+    with caplog.at_level("WARNING", "isohub"):
+        assert session.load(tmp_path, "model") == 1
+    assert "1 submodules (parts); isohub.Session(submodules=True)" in caplog.text
+    assert "(w.bin); isohub.Session(lfs=True)" in caplog.text
+
+
+@pytest.mark.parametrize("options", [{"frozen": True}, {"lockfile": 7}])
+def test_settings_that_make_no_sense(options):
+    with pytest.raises((ValueError, TypeError)):
+        isohub.Session(**options)
+
+
+def test_trust_of_one_commit(tmp_path):
+    with isohub.Session(tmp_path) as session:
+        session.trust("o/r:" + "a" * 40)
+        assert session.trusted() == ["github.com/o/r@" + "a" * 40]
+        with pytest.raises(errors.InvalidReferenceError, match="full SHA"):
+            session.trust("o/r:main")
+        assert session.untrust("o/r:" + "a" * 40)
+        assert session.trusted() == []

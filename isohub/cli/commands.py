@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from isohub.cli.options import Settings, output_options, pass_settings, pinned, repo_options, timeout_option
+from isohub.cli.options import Settings, opened, output_options, pass_settings, repo_options, timeout_option
 from isohub.cli.output import Block, Table
 
-__all__ = ["cache", "fetch", "help_", "inspect", "list_", "trust"]
+__all__ = ["fetch", "help_", "inspect", "list_", "trust"]
 
 
 @click.command("list")
@@ -24,11 +24,9 @@ __all__ = ["cache", "fetch", "help_", "inspect", "list_", "trust"]
 @pass_settings
 def list_(settings: Settings, /, repo: str, timeout_s: float | None, **options: Any) -> None:
     """List a repo's entrypoints; hubconf.py runs in a worker."""
-    from isohub.hub import Session
-
-    with Session(timeout_s=timeout_s) as session:
-        checkout, reference = pinned(session, repo, settings.progress, **options)
-        names = session.list(reference, skip_validation=options["skip_validation"], verbose=False)
+    with opened(options, timeout_s=timeout_s) as session:
+        checkout = session.fetch(repo, verbose=settings.progress, **options)
+        names = session.list(checkout, verbose=False)
     found = {"repo": checkout.pin.name, "commit": checkout.commit, "entrypoints": names}
     settings.output.result(found, *names, quiet=names)
 
@@ -42,11 +40,9 @@ def list_(settings: Settings, /, repo: str, timeout_s: float | None, **options: 
 @pass_settings
 def help_(settings: Settings, /, repo: str, model: str, timeout_s: float | None, **options: Any) -> None:
     """Show an entrypoint's docstring; hubconf.py runs in a worker."""
-    from isohub.hub import Session
-
-    with Session(timeout_s=timeout_s) as session:
-        checkout, reference = pinned(session, repo, settings.progress, **options)
-        text = session.help(reference, model, skip_validation=options["skip_validation"], verbose=False)
+    with opened(options, timeout_s=timeout_s) as session:
+        checkout = session.fetch(repo, verbose=settings.progress, **options)
+        text = session.help(checkout, model, verbose=False)
     found = {"repo": checkout.pin.name, "commit": checkout.commit, "model": model, "help": text}
     shown = None if text is None else cleandoc(text)
     settings.output.result(
@@ -61,11 +57,9 @@ def help_(settings: Settings, /, repo: str, model: str, timeout_s: float | None,
 @pass_settings
 def inspect(settings: Settings, /, repo: str, **options: Any) -> None:
     """Read hubconf.py as text; nothing of the repo runs."""
-    from isohub.hub import Session
-
-    with Session() as session:
-        checkout, reference = pinned(session, repo, settings.progress, **options)
-        outline = session.inspect(reference, skip_validation=options["skip_validation"], verbose=False)
+    with opened(options) as session:
+        checkout = session.fetch(repo, verbose=settings.progress, **options)
+        outline = session.inspect(checkout, verbose=False)
     names = [entrypoint.name for entrypoint in outline.entrypoints]
     rows = [
         (entry.name + (entry.signature or ""), entry.kind, str(entry.line), _first_line(entry.doc))
@@ -94,9 +88,7 @@ def inspect(settings: Settings, /, repo: str, **options: Any) -> None:
 @pass_settings
 def fetch(settings: Settings, /, repo: str, **options: Any) -> None:
     """Download a repo at one commit; nothing of it runs."""
-    from isohub.hub import Session
-
-    with Session() as session:
+    with opened(options) as session:
         checkout = session.fetch(repo, verbose=settings.progress, **options)
     pin = checkout.pin
     found = {
@@ -136,10 +128,10 @@ def trust() -> None:
 @output_options
 @pass_settings
 def trust_add(settings: Settings, /, repo: str) -> None:
-    """Trust a repo: exactly this host, owner and name, all its commits."""
+    """Trust a repo: exactly this host, owner and name; all its commits, or one if REPO ends in a full SHA."""
     from isohub.hub import Session
 
-    name = _identity(repo)
+    name = _trusted_name(repo)
     with Session() as session:
         session.trust(repo)
     settings.output.result({"repo": name, "trusted": True}, f"{name} is trusted")
@@ -150,10 +142,10 @@ def trust_add(settings: Settings, /, repo: str) -> None:
 @output_options
 @pass_settings
 def trust_rm(settings: Settings, /, repo: str) -> None:
-    """Trust a repo no longer."""
+    """Trust a repo no longer, or one commit of it."""
     from isohub.hub import Session
 
-    name = _identity(repo)
+    name = _trusted_name(repo)
     with Session() as session:
         removed = session.untrust(repo)
     words = f"{name} is trusted no longer" if removed else f"{name} was not trusted"
@@ -172,27 +164,12 @@ def trust_ls(settings: Settings) -> None:
     settings.output.result({"trusted": names}, *(names or ["no repo is trusted"]), quiet=names)
 
 
-@click.group("cache")
-def cache() -> None:
-    """Say where checkouts and weights are kept."""
-
-
-@cache.command("dir")
-@output_options
-@pass_settings
-def cache_dir(settings: Settings) -> None:
-    """Print the directory; ISOHUB_HOME sets it."""
-    from isohub.hub import get_dir
-
-    place = str(get_dir())
-    settings.output.result({"dir": place}, place, quiet=[place])
-
-
-def _identity(repo: str) -> str:
+def _trusted_name(repo: str) -> str:
     from isohub.repos.reference import parse
+    from isohub.repos.trust import trust_target
 
-    reference = parse(repo)
-    return f"{reference.host}/{reference.owner}/{reference.repo}"
+    host, owner, name, commit = trust_target(parse(repo))
+    return "/".join(filter(None, (host, owner, name))) + (f"@{commit}" if commit else "")
 
 
 def _first_line(text: str | None) -> str:

@@ -17,8 +17,10 @@ from typing import Any, NoReturn
 import click
 
 import isohub
-from isohub.cli.commands import cache, fetch, help_, inspect, list_, trust
+from isohub.cli.cache import cache
+from isohub.cli.commands import fetch, help_, inspect, list_, trust
 from isohub.cli.demo import demo
+from isohub.cli.lock import lock
 from isohub.cli.options import Settings, output_options
 from isohub.cli.run import run
 from isohub.errors import (
@@ -79,7 +81,7 @@ def isohub_group() -> None:
     """Load models as torch.hub does, each repo and commit in a worker process of its own."""
 
 
-for _command in (demo, list_, help_, inspect, fetch, run, trust, cache):
+for _command in (demo, list_, help_, inspect, fetch, run, lock, trust, cache):
     isohub_group.add_command(_command)
 
 

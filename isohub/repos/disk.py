@@ -101,17 +101,14 @@ def hold(directory: Path) -> int | None:
         A descriptor of the caller's, or None where the file system has no such locks.
 
     Raises:
-        FileNotFoundError: It is gone, or somebody is removing it.
+        FileNotFoundError: It is gone, or was removed while this waited.
     """
     descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        # It may have been renamed away between the two calls.
+        # Who has it for himself only looks whether it is in use, or renames it away.
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
         if not os.path.samestat(os.fstat(descriptor), os.stat(directory)):  # noqa: PTH116  # one call, no Path
             raise FileNotFoundError(errno.ENOENT, "it was replaced", str(directory))
-    except BlockingIOError:
-        os.close(descriptor)
-        raise FileNotFoundError(errno.ENOENT, "it is being removed", str(directory)) from None
     except FileNotFoundError:
         os.close(descriptor)
         raise

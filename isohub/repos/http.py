@@ -1,29 +1,43 @@
-"""HTTP for the sources: retries, limits, and credentials that stay with their host.
+"""HTTP for the sources and for downloads: retries, limits, and credentials that stay with their host.
 
-One `HttpClient` serves one operation. Proxies, certificates and netrc are as `requests` has
-them. A token is sent to the addresses it was given for and to no other; it is in no message.
-Runs in the caller.
+One `HttpClient` serves one operation in one thread. Proxies are as `requests` has them; so are
+certificates, and ``SSL_CERT_FILE`` counts too. A token or a password is sent to the addresses it was
+given for and to no other, never to a host that only a redirect named; it is in no message. A body comes
+plain or under one well-known compression; anything else is refused. Runs in the caller.
 
 Source: RFC 9110 (status codes, Retry-After in 10.2.3, redirects in 15.4), RFC 7617 (Basic).
 """
 
 from __future__ import annotations
 
-import email.utils
 import random
-import re
-import time
+import threading
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 import requests
+from urllib3.exceptions import HTTPError
 
 from isohub.errors import SourceUnavailableError, printable
+from isohub.repos.cancellation import ends_by
+from isohub.repos.http_errors import (
+    TryAgain,
+    authorities,
+    host_in,
+    reason,
+    require_plain,
+    shown,
+    status_error,
+    stumble,
+    tls_error,
+    without_secrets,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from isohub.repos.credentials import Credentials
+    from isohub.repos.credentials import Authorization, Credentials, Login
 
 __all__ = ["HttpClient", "read_limited"]
 
@@ -39,15 +53,9 @@ BACKOFF_S = 0.5
 WAIT_LIMIT_S = 10.0
 _REDIRECTS = 5  # curl's and Go's default is 10; GitHub needs 2
 _CHUNK_BYTES = 1 << 16
-_RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
-_USERINFO = re.compile(r"://[^/\s@]*@")
-
-
-class _Again(Exception):  # noqa: N818  # a signal between two functions, not an error
-    def __init__(self, error: SourceUnavailableError, wait_s: float | None) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.wait_s = wait_s
+_OK = frozenset({200})
+# One layer that zlib undoes, which grows at most a thousandfold: a chunk of it fits into memory.
+_CODINGS = frozenset({"", "identity", "gzip", "x-gzip", "deflate"})
 
 
 class _Session(requests.Session):
@@ -57,36 +65,59 @@ class _Session(requests.Session):
         super().__init__()
         self.max_redirects = _REDIRECTS
         self.headers["User-Agent"] = "isohub"
+        self.headers["Accept-Encoding"] = "gzip, deflate"
+        self.hooks["response"].append(_bound_redirect)
 
     def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
         # requests keeps the header on some changes of port and scheme; here any change drops it,
         # and netrc is not asked for a host that only a redirect named.
-        before, after = urlsplit(response.request.url or ""), urlsplit(prepared_request.url or "")
-        if (before.scheme, before.netloc) != (after.scheme, after.netloc):
+        before, after = response.request.url or "", prepared_request.url or ""
+        if _origin(before) != _origin(after):
             prepared_request.headers.pop("Authorization", None)
-        if before.scheme == "https" and after.scheme != "https":
+        if urlsplit(before).scheme == "https" and urlsplit(after).scheme != "https":
             raise SourceUnavailableError(
-                f"{_host(before.geturl())} redirects to an unencrypted address on {_host(after.geturl())}",
-                url=_shown(before.geturl()),
+                f"{host_in(before)} redirects to an unencrypted address on {host_in(after)}", url=shown(before)
             )
 
 
+def _bound_redirect(response: requests.Response, *_: object, **__: object) -> None:
+    """Read a redirect's body here, for requests would read and unpack all of it."""
+    if not response.is_redirect:
+        return
+    try:
+        body = response.raw.read(_CHUNK_BYTES + 1, decode_content=False)
+    except HTTPError:  # where it leads is known all the same
+        response.close()
+        return
+    if len(body) > _CHUNK_BYTES:
+        url = response.url
+        raise SourceUnavailableError(f"{host_in(url)} redirects with more than {_CHUNK_BYTES} bytes", url=shown(url))
+
+
 class HttpClient:
-    """GET and POST with retries; a context manager.
+    """GET and POST with retries; a context manager, for one thread at a time.
 
     Args:
         credentials: Whom to ask as.
     """
 
     def __init__(self, credentials: Credentials) -> None:
-        self._authorization = credentials.tokens()
+        self._credentials = credentials
+        self._tokens = credentials.tokens()
+        self._logins: dict[str, Login | None] = {}  # by origin: what helpers gave, each asked once
+        self._named: set[str] = set()  # origins that the caller named
         self._redirected_to: set[str] = set()  # origins that only a redirect named
         self._session = _Session()
+        self._aborted = threading.Event()
+        self._open = ExitStack()
+        self._response: requests.Response | None = None
 
     def __enter__(self) -> HttpClient:
+        self._open.enter_context(ends_by(self.abort))
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._open.close()
         self._session.close()
 
     def request(
@@ -95,126 +126,181 @@ class HttpClient:
         read: Callable[[requests.Response], T],
         *,
         data: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,
+        accept: frozenset[int] = _OK,
+        advanced: Callable[[], bool] | None = None,
     ) -> T:
         """Send a request and read its answer, again if the network or the server stumbles.
 
         Args:
             url: Without credentials.
-            read: Gets an answer of status 200 with its body unread; called once a try.
+            read: Gets an answer with its body unread; called once a try. May raise `TryAgain`.
             data: Body of a POST; None is a GET.
-            headers: More headers.
+            headers: More headers, or what gives them at each try.
+            accept: Statuses of the answers that `read` gets.
+            advanced: Asked after a try that failed: whether it brought the work forward. Tries are
+                counted anew then.
 
         Raises:
             SourceUnavailableError: No such answer came. `status` is the server's, if it gave one.
         """
-        for attempt in range(1, TRIES + 1):
+        require_plain(url)
+        attempt = 1
+        while True:
+            self._require_wanted(url)
             try:
-                return self._once(url, read, data, headers)
-            except _Again as again:
+                given = headers() if callable(headers) else headers
+                return self._once(url, read, data, given or {}, accept)
+            except _Refused:
+                continue  # with a helper's password; helpers are asked once for each origin
+            except TryAgain as again:
+                if advanced is not None and advanced():
+                    attempt = 1
                 wait_s = again.wait_s
                 if wait_s is None:
                     # Jitter: many processes that fail together should not return together.
                     wait_s = BACKOFF_S * 2 ** (attempt - 1) * random.uniform(0.75, 1.25)  # noqa: S311
                 if attempt == TRIES or wait_s > WAIT_LIMIT_S:
                     raise again.error from again.__cause__
-                time.sleep(wait_s)
-        raise AssertionError("the last try returns or raises")
+                self._aborted.wait(wait_s)
+                attempt += 1
+
+    def has_credentials(self, url: str) -> bool:
+        """Whether a request to this URL would carry any, as far as is known without asking a helper."""
+        return self._authorization(url) is not None
+
+    @property
+    def aborted(self) -> bool:
+        """Whether `abort` was called."""
+        return self._aborted.is_set()
+
+    def abort(self) -> None:
+        """End the request under way, and refuse others; for another thread than the one that asks.
+
+        A body ends at once; what waits for a connection or for the first line ends at its timeout.
+        """
+        self._aborted.set()
+        response = self._response
+        # urllib3 2.3 and later; before that the next packet or the timeout ends it.
+        end = getattr(response.raw, "shutdown", None) if response is not None else None
+        if end is not None:
+            try:
+                end()
+            except (OSError, RuntimeError, ValueError):  # it ended by itself
+                pass
+
+    def _require_wanted(self, url: str) -> None:
+        if self._aborted.is_set():
+            raise SourceUnavailableError(f"{shown(url)} was given up", url=shown(url))
 
     def _once(
         self,
         url: str,
         read: Callable[[requests.Response], T],
         data: bytes | None,
-        headers: Mapping[str, str] | None,
+        headers: Mapping[str, str],
+        accept: frozenset[int],
     ) -> T:
+        sent = self._authorization(url)
         try:
-            with self._session.request(
-                "GET" if data is None else "POST",
-                url,
-                data=data,
-                headers=dict(headers or {}),
-                auth=self._auth(url),
-                stream=True,
-                timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
-            ) as response:
-                if _origin(response.url) != _origin(url):
-                    self._redirected_to.add(_origin(response.url))
-                if response.status_code != 200:
-                    raise self._status_error(url, response)
-                return read(response)
+            with self._send(url, data, headers, sent) as response:
+                self._note_redirects(url, response)
+                if response.status_code not in accept:
+                    if self._was_refused(url, response, sent) and self._ask_helper(url):
+                        raise _Refused
+                    raise status_error(url, response, sent, self._credentials)
+                coding = response.headers.get("Content-Encoding", "").strip().lower()
+                if coding not in _CODINGS:
+                    coding = printable(coding, limit_chars=80, newlines=False)
+                    raise SourceUnavailableError(
+                        f"{host_in(url)} encodes its answer as {coding!r}, which was not asked for", url=shown(url)
+                    )
+                self._response = response
+                try:
+                    self._require_wanted(url)  # `abort` either sees the answer or was before this
+                    return read(response)
+                finally:
+                    self._response = None
         except requests.exceptions.SSLError as error:
-            raise SourceUnavailableError(
-                f"{_host(url)} has a certificate that is not trusted here: {_reason(error)}",
-                hint="behind a proxy with its own authority, set REQUESTS_CA_BUNDLE to its certificate file",
-                url=_shown(url),
-            ) from error
+            raise tls_error(url, error) from without_secrets(error)
         except requests.exceptions.TooManyRedirects as error:
-            raise SourceUnavailableError(
-                f"{_host(url)} redirects more than {_REDIRECTS} times", url=_shown(url)
-            ) from error
+            text = f"{host_in(url)} redirects more than {_REDIRECTS} times"
+            raise SourceUnavailableError(text, url=shown(url)) from without_secrets(error)
         except requests.exceptions.Timeout as error:
             what = f"nothing came for {READ_TIMEOUT_S:g} s"
             if isinstance(error, requests.exceptions.ConnectTimeout):
                 what = f"no connection within {CONNECT_TIMEOUT_S:g} s"
-            raise _Again(
-                SourceUnavailableError(f"{_host(url)}: {what}", hint=_NETWORK_HINT, url=_shown(url)), None
-            ) from error
+            raise stumble(f"{host_in(url)}: {what}", url) from without_secrets(error)
         except requests.exceptions.ConnectionError as error:
-            text = f"{_host(url)} cannot be reached, or ended the connection early: {_reason(error)}"
-            raise _Again(SourceUnavailableError(text, hint=_NETWORK_HINT, url=_shown(url)), None) from error
+            text = f"{host_in(url)} cannot be reached, or ended the connection early: {reason(error)}"
+            raise stumble(text, url) from without_secrets(error)
         except requests.exceptions.ChunkedEncodingError as error:
-            text = f"{_host(url)} ended its answer early: {_reason(error)}"
-            raise _Again(SourceUnavailableError(text, hint=_NETWORK_HINT, url=_shown(url)), None) from error
+            text = f"{host_in(url)} ended its answer early: {reason(error)}"
+            raise stumble(text, url) from without_secrets(error)
         except requests.exceptions.RequestException as error:
-            raise SourceUnavailableError(f"{_host(url)}: {_reason(error)}", url=_shown(url)) from error
+            raise SourceUnavailableError(f"{host_in(url)}: {reason(error)}", url=shown(url)) from without_secrets(error)
 
-    def _auth(self, url: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest] | None:
-        if _origin(url) in self._redirected_to:
-            # A server may send us anywhere; it must not have the user's password for there sent along.
-            return lambda prepared: prepared
-        matching = [prefix for prefix in self._authorization if url == prefix or url.startswith(prefix + "/")]
-        if not matching:
-            return None  # requests looks into netrc then
-        value = self._authorization[max(matching, key=len)]
-
+    def _send(
+        self, url: str, data: bytes | None, headers: Mapping[str, str], authorization: Authorization | None
+    ) -> requests.Response:
         def authorize(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
-            prepared.headers["Authorization"] = value
+            if authorization is not None:
+                prepared.headers["Authorization"] = authorization.value
             return prepared
 
-        return authorize
+        try:
+            return self._session.request(
+                "GET" if data is None else "POST",
+                url,
+                data=data,
+                headers=dict(headers),
+                auth=authorize,  # never None: requests would look into netrc by itself, and into the URL
+                stream=True,
+                timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+                verify=authorities(url),
+            )
+        except requests.exceptions.RequestException:
+            raise
+        except ValueError as error:  # from the standard library, which requests does not translate
+            text = f"{host_in(url)} redirects to what is no address: {reason(error)}"
+            raise SourceUnavailableError(text, url=shown(url)) from without_secrets(error)
 
-    def _status_error(self, url: str, response: requests.Response) -> Exception:
+    def _authorization(self, url: str) -> Authorization | None:
+        if _origin(url) in self._redirected_to:
+            # A server may send us anywhere; it must not have the user's password for there sent along.
+            return None
+        login = self._logins.get(self._credentials.server_of(url))
+        if login is not None:
+            return self._credentials.present(login, url)
+        matching = [prefix for prefix in self._tokens if url == prefix or url.startswith(prefix + "/")]
+        if matching:
+            return self._tokens[max(matching, key=len)]
+        return self._credentials.from_netrc(url)
+
+    def _ask_helper(self, url: str) -> bool:
+        server = self._credentials.server_of(url)
+        if server in self._logins:
+            return False
+        login = self._logins[server] = self._credentials.from_helper(url)
+        return login is not None and self._credentials.present(login, url) is not None
+
+    def _note_redirects(self, url: str, response: requests.Response) -> None:
+        if _origin(url) not in self._redirected_to:
+            self._named.add(_origin(url))
+        origins = {_origin(each.url) for each in (*response.history, response)}
+        self._redirected_to |= origins - self._named
+
+    def _was_refused(self, url: str, response: requests.Response, sent: Authorization | None) -> bool:
+        """Whether the server that the caller named wants to know who asks, or whether that is somebody else."""
         status = response.status_code
-        wait_s = _retry_after_s(response.headers.get("Retry-After"))
-        exhausted = response.headers.get("X-RateLimit-Remaining") == "0"
-        if status == 429 or (status == 403 and (exhausted or wait_s is not None)):
-            text = f"{_host(url)} limits the rate of requests (HTTP {status})"
-            reset = response.headers.get("X-RateLimit-Reset", "")
-            if exhausted and re.fullmatch(r"[0-9]{1,12}", reset):
-                wait_s = max(0.0, float(reset) - time.time()) if wait_s is None else wait_s
-                text += time.strftime("; it answers again at %Y-%m-%d %H:%M:%S UTC", time.gmtime(int(reset)))
-            elif wait_s is not None:
-                text += f"; it asks to wait {wait_s:.0f} s"
-            hint = (
-                "set GITHUB_TOKEN for a higher limit, or name the full commit id, which needs no request once fetched"
-            )
-            return _Again(SourceUnavailableError(text, hint=hint, url=_shown(url), status=status), wait_s)
-        reason = printable(response.reason or "", limit_chars=80, newlines=False)
-        text = f"{_host(url)} answers HTTP {status} {reason}".rstrip()
-        refused_hint = None
-        if status in (401, 403):
-            sent = "Authorization" in response.request.headers
-            refused_hint = (
-                "the server refuses the token; renew or unset GITHUB_TOKEN and GH_TOKEN"
-                if sent
-                else "it may be private: set GITHUB_TOKEN, or put the password into ~/.netrc"
-            )
-        error = SourceUnavailableError(f"{text} for {_shown(url)}", hint=refused_hint, url=_shown(url), status=status)
-        return _Again(error, wait_s) if status in _RETRIED_STATUSES else error
+        if _origin(response.url) != _origin(url) or _origin(url) in self._redirected_to:
+            return False
+        # GitHub's API answers 404 for what is private, and 403 for a rate that is spent.
+        return status == 401 or (status in (403, 404) and sent is None)
 
 
-_NETWORK_HINT = "check the network and the proxy settings (HTTPS_PROXY); a commit that is in the store needs no network"
+class _Refused(Exception):  # noqa: N818  # a signal between two functions, not an error
+    pass
 
 
 def read_limited(response: requests.Response, limit_bytes: int) -> bytes:
@@ -229,42 +315,12 @@ def read_limited(response: requests.Response, limit_bytes: int) -> bytes:
     for chunk in response.iter_content(_CHUNK_BYTES):
         count += len(chunk)
         if count > limit_bytes:
-            url = _shown(response.url)
-            raise SourceUnavailableError(f"{_host(url)} answers more than {limit_bytes} bytes", url=url)
+            url = shown(response.url)
+            raise SourceUnavailableError(f"{host_in(url)} answers more than {limit_bytes} bytes", url=url)
         parts.append(chunk)
     return b"".join(parts)
-
-
-def _retry_after_s(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, which is a number or a date."""
-    if value is None:
-        return None
-    if re.fullmatch(r"[0-9]{1,9}", value.strip()):
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return None
 
 
 def _origin(url: str) -> str:
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}".lower()
-
-
-def _host(url: str) -> str:
-    return printable(urlsplit(url).netloc.rpartition("@")[2], limit_chars=200, newlines=False)
-
-
-def _shown(url: str) -> str:
-    # Queries of redirects hold signatures, which are credentials.
-    return printable(_USERINFO.sub("://", url).partition("?")[0], limit_chars=500, newlines=False)
-
-
-def _reason(error: Exception) -> str:
-    inner: BaseException = error
-    while inner.args and isinstance(inner.args[0], BaseException):
-        inner = inner.args[0]
-    inner = getattr(inner, "reason", None) or inner
-    text = re.sub(r"<[^<>]* at 0x[0-9a-f]+>(?:: )?", "", str(inner)) or type(inner).__name__
-    return printable(_USERINFO.sub("://***@", text), limit_chars=300, newlines=False)

@@ -5,13 +5,17 @@
    case folding, no owner who is trusted for being known.
 2. Only `add` writes, under a lock, to a file that only its user can write, in one rename.
 3. Reading fails closed. A missing file means that nothing is trusted; a file that is damaged, of
-   another format version, or writable by others is a `TrustError`, never an answer.
+   another format version, or writable by others is a `TrustError`, never an answer. Its checksum finds
+   the flipped byte that would trust somebody else.
+
+Version 1 had no checksum; it is read, and written as version 2 at the next change.
 
 It asks nobody and prompts nowhere. Runs in the caller.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -22,16 +26,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from isohub.errors import TrustError, printable
+from isohub.errors import InvalidReferenceError, TrustError, printable
+from isohub.repos.disk import lock_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Trust", "TrustEntry"]
+    from isohub.repos.reference import Reference
 
-_FORMAT_VERSION = 1
+__all__ = ["Trust", "TrustEntry", "trust_target"]
+
+_FORMAT_VERSION = 2
+_UNSEALED_VERSION = 1
 _LIMIT_BYTES = 1 << 20  # some 5,000 entries; a person adds each
 _LOCK_TIMEOUT_S = 10.0
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")  # SHA-1 or SHA-256
@@ -141,23 +149,25 @@ class Trust:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        lock = FileLock(f"{self.file}.lock", timeout=_LOCK_TIMEOUT_S, mode=0o600)
+        lock = lock_file(self.file.with_name(f"{self.file.name}.lock"), timeout_s=_LOCK_TIMEOUT_S, mode=0o600)
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout as error:
             raise self._unreliable(f"is locked by another process for more than {_LOCK_TIMEOUT_S:.0f} s") from error
-        except OSError as error:
-            raise self._unreliable(f"cannot be written: {error.strerror}") from error
+        except (OSError, NotImplementedError) as error:  # the second is filelock's word for a disk without locks
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            hint = "set ISOHUB_HOME to a directory on a local disk that can be written"
+            raise self._unreliable(f"cannot be locked and written: {reason}", hint) from error
         try:
             yield
         finally:
             lock.release()
 
-    def _unreliable(self, why: str) -> TrustError:
+    def _unreliable(self, why: str, hint: str | None = None) -> TrustError:
         return TrustError(
             f"the trusted list {self.file} {printable(why, limit_chars=500, newlines=False)}; nothing is trusted",
-            hint=f"look at {self.file}; if you cannot tell what it should hold, delete it and trust anew",
+            hint=hint or f"look at {self.file}; if you cannot tell what it should hold, delete it and trust anew",
         )
 
     def _read(self) -> frozenset[TrustEntry]:
@@ -183,13 +193,12 @@ class Trust:
         if len(content) > _LIMIT_BYTES:
             raise self._unreliable(f"is larger than {_LIMIT_BYTES} bytes")
         try:
-            return _parse(json.loads(content.decode("utf-8"), object_pairs_hook=_no_repeated_keys))
+            return _parse(content)
         except (ValueError, RecursionError, TrustError) as error:
             raise self._unreliable(f"is damaged: {error}") from error
 
     def _write(self, entries: frozenset[TrustEntry]) -> None:
-        document = {"version": _FORMAT_VERSION, "trusted": [asdict(entry) for entry in sorted(entries, key=str)]}
-        content = (json.dumps(document, indent=2) + "\n").encode()
+        content = _text(entries)
         if len(content) > _LIMIT_BYTES:
             raise self._unreliable(f"would be larger than {_LIMIT_BYTES} bytes")
         staging = self.file.with_name(f".{self.file.name}.{uuid.uuid4().hex}")
@@ -212,17 +221,67 @@ def _no_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _parse(document: object) -> frozenset[TrustEntry]:
-    if not isinstance(document, dict) or set(document) != {"version", "trusted"}:
+def _text(entries: frozenset[TrustEntry]) -> bytes:
+    """The one form in which a list is written: of the same entries always the same bytes."""
+    trusted = [asdict(entry) for entry in sorted(entries, key=str)]
+    document = {"version": _FORMAT_VERSION, "trusted": trusted, "sha256": _checksum(trusted)}
+    return (json.dumps(document, indent=2) + "\n").encode()
+
+
+def _checksum(trusted: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(trusted, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _parse(content: bytes) -> frozenset[TrustEntry]:
+    document: object = json.loads(content.decode("utf-8"), object_pairs_hook=_no_repeated_keys)
+    if not isinstance(document, dict) or not {"version", "trusted"} <= set(document):
         raise ValueError("expected an object with the keys 'version' and 'trusted'")
     version = document["version"]
-    if type(version) is not int or version != _FORMAT_VERSION:
+    if type(version) is not int or version not in (_UNSEALED_VERSION, _FORMAT_VERSION):
         raise ValueError(f"got format version {version!r}, expected {_FORMAT_VERSION}")
-    if not isinstance(document["trusted"], list):
+    if set(document) != {"version", "trusted"} | ({"sha256"} if version == _FORMAT_VERSION else set()):
+        raise ValueError(f"got the keys {', '.join(map(repr, document))} in format version {version}")
+    trusted = document["trusted"]
+    if not isinstance(trusted, list):
         raise ValueError("expected a list under 'trusted'")
+    if version == _FORMAT_VERSION and document["sha256"] != _checksum(trusted):
+        raise ValueError("its checksum is not that of its entries; isohub trust add | rm write it, editors do not")
     entries = set()
-    for number, item in enumerate(document["trusted"]):
+    for number, item in enumerate(trusted):
         if not isinstance(item, dict) or set(item) != {"host", "owner", "repo", "commit"}:
             raise ValueError(f"expected the keys host, owner, repo and commit in entry {number}")
         entries.add(TrustEntry(**item))
-    return frozenset(entries)
+    found = frozenset(entries)
+    if version == _FORMAT_VERSION and content != _text(found):
+        raise ValueError("its entries are whole, but it is not written as isohub writes it")
+    return found
+
+
+def trust_target(reference: Reference) -> tuple[str, str, str, str | None]:
+    """What a reference names, for `Trust.add` and `Trust.remove`.
+
+    Args:
+        reference: Without a ref, the whole repo; with a full SHA, that commit alone. Trust: the caller.
+
+    Returns:
+        Host, owner, repo, and the commit or None.
+
+    Raises:
+        InvalidReferenceError: Its ref may mean another commit tomorrow: a branch, a tag, a short SHA.
+    """
+    identity = (reference.host, reference.owner, reference.repo)
+    ref = reference.ref
+    if ref is None:
+        return (*identity, None)
+    if _COMMIT.fullmatch(ref.lower()):
+        return (*identity, ref.lower())
+    shown = printable(ref, limit_chars=200, newlines=False)
+    short = re.fullmatch(r"[0-9a-fA-F]{4,39}", ref) is not None
+    raise InvalidReferenceError(
+        f"{reference} cannot be trusted: {shown!r} "
+        + ("may be the start of more than one commit" if short else "is a ref, and refs move to other commits")
+        + "; expected a full SHA, or no ref for all commits of the repo",
+        hint="isohub fetch shows the full SHA; leave the ref out to trust the whole repo",
+        reference=str(reference),
+        part="ref",
+    )

@@ -35,11 +35,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from isohub.errors import OfflineError
 from isohub.repos.blobs import Blobs, Stamp, hash_file
-from isohub.repos.disk import disk_errors, flush_directory, hold, locked
+from isohub.repos.disk import disk_errors, flush_directory, hold, lock_file, locked
 from isohub.repos.download import download
 from isohub.repos.http import HttpClient
 from isohub.repos.hub_files import copy_hub_file, hub_files
@@ -213,7 +213,7 @@ class Weights:
         place = entry.place(self.root)
         try:
             # Only with the lock, and without waiting: somebody may be replacing both file and entry.
-            with FileLock(self._partial / f"{entry.key}.lock", timeout=0):
+            with lock_file(self._partial / f"{entry.key}.lock", timeout_s=0):
                 if read_entry(self.root, place) == entry:
                     write_record(place / ENTRY_RECORD, msgspec.structs.replace(entry, stamp=stamp))
         except (OSError, NotImplementedError, Timeout) as error:

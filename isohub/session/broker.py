@@ -7,6 +7,7 @@ Rules:
 2. A file is kept under (repo, URL) and handed over as a path to read; a repository as an archive in a descriptor.
 3. What a lockfile names must be what comes. A difference is the caller's to hear, whatever the repo makes of it.
 4. What cannot be brought is an answer like any other; the worker raises what torch.hub would.
+5. A wish ends with its question's time: a server that drips bytes holds nobody. What came stays to be resumed.
 
 Refuses: addresses that are not of the web, directories and clones of this machine.
 Side: caller. Trust: every wish is the worker's.
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isohub.errors import IntegrityError, IsohubError, LockMismatchError, printable
+from isohub.errors import IntegrityError, IsohubError, LockMismatchError, SourceUnavailableError, printable
 from isohub.repos.cancellation import Cancellation
 from isohub.repos.credentials import Credentials
 from isohub.repos.disk import hold
@@ -57,6 +58,11 @@ class Given:
     descriptor: int | None = None
     error: dict[str, Any] | None = None
     refusal: IsohubError | None = None
+
+    def drop(self) -> None:
+        """Close the descriptor; nobody is told."""
+        if self.descriptor is not None:
+            os.close(self.descriptor)
 
     @classmethod
     def failed(cls, error: IsohubError) -> Given:
@@ -102,39 +108,70 @@ class Broker:
         self._cancellation = Cancellation()
         self._closed = False
 
-    def bring(self, want: Want, *, verbose: bool) -> Given:
-        """Do or refuse what a worker wants. Raises only what is the caller's own, such as Ctrl-C."""
+    def bring(self, want: Want, *, verbose: bool, timeout_s: float | None) -> Given:
+        """Do or refuse what a worker wants. Raises only what is the caller's own, such as Ctrl-C.
+
+        Args:
+            want: Trust: worker.
+            verbose: Whether progress may be shown.
+            timeout_s: Seconds after which it is given up; None for no limit.
+        """
+        with self._lock:
+            if self._closed:
+                return Given.interrupted()
+            cancellation = self._cancellation = Cancellation()
+        timer = None if timeout_s is None else threading.Timer(max(timeout_s, 0), cancellation.cancel)
         try:
+            if timer is not None:
+                timer.daemon = True
+                timer.start()
             if len(want.address) > _ADDRESS_LIMIT_CHARS:
                 raise IntegrityError(f"an address of {len(want.address)} characters; at most {_ADDRESS_LIMIT_CHARS}")
-            with self._cancellation.scope():
+            with cancellation.scope():
                 if want.what == "repo":
                     return self._repo(want, verbose=verbose)
                 return self._file(want, verbose=verbose and want.progress)
         except IsohubError as error:
             return Given.failed(error)
+        except OSError as error:
+            text = f"{want.what} cannot be brought: {error.strerror or error}"
+            return Given.failed(SourceUnavailableError(text, hint="is there room in the cache and in TMPDIR?"))
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def _file(self, want: Want, *, verbose: bool) -> Given:
         lock, reference, extras = self._lockfile, self._pin.reference, self._pin.extras
-        if lock is not None:
-            lock.weights(reference, extras, want.address)
+        locked = None if lock is None else lock.weights(reference, extras, want.address)
         weights = Weights(self._root, offline=self._offline)
-        found = weights.fetch(
-            want.address,
-            self._scope,
-            hash_prefix=want.hash_prefix,
-            progress=verbose,
-            credentials=Credentials(anonymous=True),
-        )
-        if lock is not None:
-            lock.check_weights(reference, extras, want.address, found.sha256, found.bytes)
-        self._hold_weights()
+        with weights.held(self._scope):
+            try:
+                found = weights.fetch(
+                    want.address,
+                    self._scope,
+                    hash_prefix=want.hash_prefix,
+                    sha256=None if locked is None else locked.sha256,
+                    progress=verbose,
+                    credentials=Credentials(anonymous=True),
+                )
+            except IntegrityError as error:
+                if lock is not None and locked is not None and error.expected == locked.sha256 and error.got:
+                    lock.check_weights(reference, extras, want.address, error.got, locked.bytes)
+                raise
+            if lock is not None:
+                lock.check_weights(reference, extras, want.address, found.sha256, found.bytes)
+            self._hold_weights()
         return Given(path=str(found.path))
 
     def _repo(self, want: Want, *, verbose: bool) -> Given:
-        store = Store(self._root, offline=self._offline, credentials=Credentials(anonymous=True))
-        pin = store.resolve(parse(want.address, "github"))
+        store, lock = Store(self._root, offline=self._offline, credentials=Credentials(anonymous=True)), self._lockfile
+        reference = parse(want.address, "github")
+        pin = store.resolve(reference)  # first: it shows that the repository is anybody's to have
+        if lock is not None:
+            pin = lock.pin(reference) or pin
         checkout = store.fetch(pin, progress=verbose)
+        if lock is not None:
+            lock.check(store.measured(checkout))
         with tempfile.TemporaryFile(prefix="isohub-") as stream:
             with tarfile.open(fileobj=stream, mode="w") as archive:
                 archive.add(checkout.path, arcname=".")
@@ -155,8 +192,11 @@ class Broker:
                 self._held.append(descriptor)
 
     def give_up(self) -> None:
-        """End a download under way, in whatever thread it is."""
-        self._cancellation.cancel()
+        """End a download under way, in whatever thread it is, and refuse others."""
+        with self._lock:
+            self._closed = True
+            cancellation = self._cancellation
+        cancellation.cancel()
 
     def close(self) -> None:
         """Let go of what the worker used."""

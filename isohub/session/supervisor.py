@@ -43,6 +43,7 @@ from isohub.errors import (
     WorkerTimeoutError,
     printable,
 )
+from isohub.repos.http_errors import shown
 from isohub.sandbox.confine import Layers
 from isohub.session.background import Background, Output
 from isohub.session.broker import Broker, Given
@@ -408,17 +409,20 @@ class Worker:
             close_descriptors(descriptors)
 
     def _bring(self, want: Want, question: Question) -> None:
-        """Have the broker do what the worker wants, and tell it. The question's clock stands still meanwhile."""
-        started = time.monotonic()
+        """Have the broker do what the worker wants, within the question's time, and tell it."""
+        left_s = None if self._deadline is None else self._deadline - time.monotonic()
         try:
-            given = Given.refused() if self.broker is None else self.broker.bring(want, verbose=question.verbose)
+            given = Given.refused()
+            if self.broker is not None:
+                given = self.broker.bring(want, verbose=question.verbose, timeout_s=left_s)
         except BaseException:
             self._say(Given.interrupted())
             self._stage = _Stage.WAITING
             raise
-        finally:
-            if self._deadline is not None:
-                self._deadline += time.monotonic() - started
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            given.drop()
+            question.phase += f", waiting for the download of {shown(want.address)}"
+            raise _DeadlinePassed
         self._refusal = self._refusal or given.refusal
         self._say(given)
 

@@ -145,7 +145,14 @@ def test_from_a_server(isohub_here: Run, monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_trust(isohub_here: Run, clone: tuple[Path, dict[str, str]]) -> None:
     assert isohub_here("trust", "ls").stdout == "no repo is trusted\n"
     assert isohub_here("trust", "ls", "-q").stdout == ""
-    assert isohub_here("trust", "add", "owner/repo:v1").stdout == "github.com/owner/repo is trusted\n"
+    refused = isohub_here("trust", "add", "owner/repo:v1")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "expected a full SHA" in refused.stderr
+    full = "a" * 40
+    assert isohub_here("trust", "add", f"owner/repo:{full}").stdout == f"github.com/owner/repo@{full} is trusted\n"
+    assert isohub_here("trust", "ls").stdout == f"github.com/owner/repo@{full}\n"
+    assert isohub_here("trust", "rm", f"owner/repo:{full}").returncode == 0
+    assert isohub_here("trust", "add", "owner/repo").stdout == "github.com/owner/repo is trusted\n"
     assert isohub_here("trust", "add", str(clone[0])).returncode == 0
     names = json.loads(isohub_here("trust", "ls", "--json").stdout)["trusted"]
     assert len(names) == 2

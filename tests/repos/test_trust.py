@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import stat
@@ -12,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isohub.errors import TrustError
-from isohub.repos.trust import Trust, TrustEntry
+from isohub.errors import InvalidReferenceError, TrustError
+from isohub.repos.reference import parse
+from isohub.repos.trust import Trust, TrustEntry, trust_target
 
 HOST = "github.com"
 C1, C2 = "1" * 40, "2" * 40
@@ -114,7 +117,7 @@ def test_the_file_is_for_its_user_alone(trust):
     finally:
         os.umask(old)
     assert stat.S_IMODE(trust.file.stat().st_mode) == 0o600
-    assert json.loads(trust.file.read_text())["version"] == 1
+    assert json.loads(trust.file.read_text())["version"] == 2
     assert sorted(path.name for path in trust.file.parent.iterdir() if not path.name.endswith(".lock")) == [
         "trust.json"
     ]
@@ -130,10 +133,38 @@ def write(trust, content):
     trust.file.chmod(0o600)
 
 
-def test_a_file_written_by_hand_is_read(trust):
+def test_a_file_of_version_1_is_read_and_sealed_at_the_next_change(trust):
     # The positive control of the damaged ones below.
     write(trust, GOOD)
     assert trust.allows(HOST, "a", "b", C1)
+    assert json.loads(trust.file.read_text())["version"] == 1
+    assert trust.add(HOST, "c", "d")
+    document = json.loads(trust.file.read_text())
+    assert (document["version"], len(document["trusted"]), len(document["sha256"])) == (2, 2, 64)
+    assert trust.allows(HOST, "a", "b", C1)
+
+
+@given(st.data())
+def test_any_flipped_byte_is_found(tmp_path_factory, data):
+    trust = Trust(tmp_path_factory.mktemp("trust"))
+    trust.add(HOST, "a", "b", C1)
+    trust.add(HOST, "a", "c")
+    whole = trust.file.read_bytes()
+    place = data.draw(st.integers(0, len(whole) - 1))
+    other = data.draw(st.integers(1, 255))
+    flipped = whole[:place] + bytes([whole[place] ^ other]) + whole[place + 1 :]
+    trust.file.write_bytes(flipped)
+    with pytest.raises(TrustError, match="is damaged"):
+        trust.allows(HOST, "a", "b", C1)
+    trust.file.write_bytes(whole)
+    assert trust.allows(HOST, "a", "b", C1)
+
+
+def test_what_was_reformatted_is_not_read(trust):
+    trust.add(HOST, "a", "b")
+    trust.file.write_text(json.dumps(json.loads(trust.file.read_text())))
+    with pytest.raises(TrustError, match="not written as isohub writes it"):
+        trust.entries()
 
 
 @pytest.mark.parametrize(
@@ -150,6 +181,10 @@ def test_a_file_written_by_hand_is_read(trust):
         {"trusted": []},
         {"version": 1},
         {**GOOD, "version": 2},
+        {**GOOD, "version": 3},
+        {**GOOD, "sha256": "0" * 64},
+        {**GOOD, "version": 2, "sha256": "0" * 64},
+        {**GOOD, "version": 2, "sha256": None},
         {**GOOD, "version": True},
         {**GOOD, "version": 1.0},
         {**GOOD, "version": "1"},
@@ -238,3 +273,42 @@ def test_writers_in_many_processes_lose_nothing(trust):
     ]
     assert [process.wait(60) for process in processes] == [0] * 6
     assert len(trust.entries()) == 30
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("a/b", (HOST, "a", "b", None)),
+        (f"a/b:{C1}", (HOST, "a", "b", C1)),
+        (f"a/b:{'A' * 40}", (HOST, "a", "b", "a" * 40)),
+        (f"a/b:{'c' * 64}", (HOST, "a", "b", "c" * 64)),
+        (f"https://example.org/g/sub/r@{C1}", ("example.org", "g/sub", "r", C1)),
+        ("a/b#subdirectory=hub", (HOST, "a", "b", None)),
+    ],
+)
+def test_what_a_reference_trusts(trust, text, target):
+    assert trust_target(parse(text)) == target
+    trust.add(*trust_target(parse(text)))
+    assert trust.allows(*target)
+    assert trust.remove(*trust_target(parse(text)))
+
+
+@pytest.mark.parametrize("ref", ["main", "v1.0", "refs/heads/main", "pull/7", C1[:7], C1[:39], C1 + "1", "HEAD"])
+def test_a_ref_that_may_move_cannot_be_trusted(ref):
+    with pytest.raises(InvalidReferenceError, match="expected a full SHA, or no ref") as raised:
+        trust_target(parse(f"a/b:{ref}"))
+    assert raised.value.part == "ref"
+    assert "leave the ref out" in (raised.value.hint or "")
+
+
+def test_a_disk_without_locks_is_an_error(trust, monkeypatch):
+    trust.add(HOST, "a", "b")
+
+    def no_locks(descriptor, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)  # as NFS without its lock daemon answers
+    with pytest.raises(TrustError, match="cannot be locked and written"):
+        trust.add(HOST, "c", "d")
+    assert trust.allows(HOST, "a", "b", C1)
+    assert not trust.allows(HOST, "c", "d", C1)

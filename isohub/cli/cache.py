@@ -1,0 +1,323 @@
+"""``isohub cache``: what the store holds, and removing it. What goes is decided in `isohub.repos.removal`.
+
+Exit status 1 where something that was asked for is not there, stays because it is in use, or is damaged.
+
+Side: caller. Trust: names, refs and URLs are repos'; `output` escapes them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from isohub.cli.options import Settings, output_options, pass_settings
+from isohub.cli.output import Block, Cell, Styled, Table
+from isohub.cli.units import read_age, read_size, show_age, show_size
+
+if TYPE_CHECKING:
+    from isohub.repos.inventory import Inventory, StoredCheckout, StoredWeights
+    from isohub.repos.removal import Kept, Plan
+    from isohub.repos.verify import Damage
+
+__all__ = ["cache"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_WORDS = {
+    "asked": "asked for",
+    "old": "not used for so long",
+    "room": "used longest ago",
+    "leftover": "left by a write that ended early",
+    "damaged": "damaged",
+}
+
+
+def _dry_run(command: _F) -> _F:
+    return click.option("-n", "--dry-run", is_flag=True, help="Say what would go, and remove nothing.")(command)
+
+
+@click.group("cache")
+def cache() -> None:
+    """List, check and remove what is kept: checkouts and weights."""
+
+
+@cache.command("dir")
+@output_options
+@pass_settings
+def cache_dir(settings: Settings) -> None:
+    """Print the directory; ISOHUB_HOME sets it."""
+    from isohub.repos.layout import get_dir
+
+    place = str(get_dir())
+    settings.output.result({"dir": place}, place, quiet=[place])
+
+
+@cache.command("ls")
+@click.argument("repo", required=False)
+@click.option("--checkouts", "only", flag_value="checkouts", help="Leave out weights.")
+@click.option("--weights", "only", flag_value="weights", help="Leave out checkouts.")
+@output_options
+@pass_settings
+def cache_ls(settings: Settings, /, repo: str | None, only: str | None) -> None:
+    """List checkouts and weights, of REPO or of all."""
+    from isohub.repos.selection import commit_name, select
+
+    inventory = _inventory()
+    chosen = select(inventory, None if repo is None else [repo])
+    checkouts = [] if only == "weights" else chosen.checkouts
+    weights = [] if only == "checkouts" else chosen.weights
+    leftovers = inventory.leftovers() if repo is None and only is None else []
+    total = sum([each.bytes for each in checkouts] + [each.bytes for each in weights])
+    total += sum(each.bytes for each in leftovers)
+    found = {
+        "dir": str(inventory.root),
+        "bytes": total,
+        "checkouts": [_checkout_data(each) for each in checkouts],
+        "weights": [_weights_data(each) for each in weights],
+        "leftovers": [{"path": str(each.path), "what": each.what, "bytes": each.bytes} for each in leftovers],
+    }
+    blocks: list[Block] = []
+    if checkouts:
+        blocks.append(_checkout_table(checkouts))
+    if weights:
+        blocks.append(_weights_table(weights))
+    if leftovers:
+        size = show_size(sum(each.bytes for each in leftovers))
+        blocks.append(f"{_count(len(leftovers), 'leftover')} of writes that ended early, {size}: isohub cache prune")
+    if checkouts or weights or leftovers:
+        blocks.append(f"{show_size(total)} in {inventory.root}")
+    elif not chosen.missing:
+        blocks.append(f"nothing in {inventory.root}")
+    names = [commit_name(each) for each in checkouts]
+    names += [str(file.path) for each in weights for file in each.files]
+    _finish(settings, found, blocks, names, missing=chosen.missing)
+
+
+@cache.command("rm")
+@click.argument("repos", nargs=-1, metavar="[REPO[:REF] | REPO@COMMIT]...")
+@click.option("--all", "everything", is_flag=True, help="Remove all checkouts and weights.")
+@_dry_run
+@output_options
+@pass_settings
+def cache_rm(settings: Settings, /, repos: tuple[str, ...], everything: bool, dry_run: bool) -> None:
+    """Remove repos with their weights, or single checkouts of them.
+
+    REPO alone is all of a repo: its checkouts, and the weights that were downloaded for it. With a ref or a
+    commit it is that checkout. What is in use stays.
+    """
+    from isohub.repos.removal import plan_removal
+    from isohub.repos.selection import select
+
+    if bool(repos) == everything:
+        raise click.UsageError("name a REPO, or say --all" if not repos else "--all and a REPO exclude each other")
+    inventory = _inventory()
+    chosen = select(inventory, repos)
+    plan = plan_removal(inventory, chosen.checkouts, scopes=chosen.scopes, everything=everything)
+    _carry_out(settings, inventory, plan, dry_run, missing=chosen.missing)
+
+
+@cache.command("prune")
+@click.option("--max-size", "max_bytes", callback=read_size, metavar="SIZE", help="Keep so much at most, such as 5GB.")
+@click.option(
+    "--older-than", "older_than_s", callback=read_age, metavar="AGE", help="Remove what was not used for, say, 30d."
+)
+@_dry_run
+@output_options
+@pass_settings
+def cache_prune(settings: Settings, /, max_bytes: int | None, older_than_s: float | None, dry_run: bool) -> None:
+    """Remove leftovers, and what was used longest ago. What is in use stays."""
+    from isohub.repos.removal import plan_prune
+
+    inventory = _inventory()
+    plan = plan_prune(inventory, max_bytes=max_bytes, older_than_s=older_than_s)
+    _carry_out(settings, inventory, plan, dry_run)
+
+
+@cache.command("verify")
+@click.option("--repair", is_flag=True, help="Remove what is damaged, so that the next load brings it again.")
+@_dry_run
+@output_options
+@pass_settings
+def cache_verify(settings: Settings, /, repair: bool, dry_run: bool) -> None:
+    """Read everything again and hold it against its hashes."""
+    from isohub.repos.removal import plan_repair
+    from isohub.repos.verify import verify
+
+    if dry_run and not repair:
+        raise click.UsageError("--dry-run says what --repair would remove; verify alone removes nothing")
+    inventory = _inventory()
+    damages = verify(inventory.root)
+    if repair and damages:
+        if not (settings.json or settings.quiet):
+            settings.output.result({}, *_damage_blocks(damages))
+        _carry_out(settings, inventory, plan_repair(inventory, damages), dry_run, damages=damages)
+        return
+    found = {"dir": str(inventory.root), "damages": [_damage_data(damage) for damage in damages]}
+    blocks = _damage_blocks(damages) if damages else [f"all of {inventory.root} is as it was written"]
+    settings.output.result(found, *blocks, quiet=[str(damage.path) for damage in damages])
+    if damages:
+        click.get_current_context().exit(1)
+
+
+# What is done, and said.
+
+
+def _inventory() -> Inventory:
+    from isohub.repos.inventory import Inventory
+    from isohub.repos.layout import get_dir
+
+    return Inventory(Path(get_dir()))
+
+
+def _carry_out(
+    settings: Settings,
+    inventory: Inventory,
+    plan: Plan,
+    dry_run: bool,
+    *,
+    missing: Sequence[str] = (),
+    damages: Sequence[Damage] = (),
+) -> None:
+    from isohub.repos.removal import carry_out
+
+    done = plan if dry_run else carry_out(inventory.root, plan)
+    found: dict[str, Any] = {
+        "dir": str(inventory.root),
+        "dry_run": dry_run,
+        "bytes": done.bytes,
+        "removed": [
+            {"path": str(each.path), "what": each.what, "name": each.name, "bytes": each.bytes, "why": each.why}
+            for each in done.removals
+        ],
+        "kept": [_kept_data(each) for each in done.kept],
+    }
+    if damages:
+        found["damages"] = [_damage_data(damage) for damage in damages]
+    blocks: list[Block] = []
+    if done.removals:
+        rows = [(each.what, each.name, show_size(each.bytes), _WORDS[each.why]) for each in done.removals]
+        blocks.append(Table(("what", "name", "size", "why"), rows, right=frozenset({2})))
+    if done.kept:
+        stays: list[Sequence[Cell]] = [(each.what, each.name, Styled(each.reason, "yellow")) for each in done.kept]
+        blocks.append(Table(("what stays", "name", "because"), stays))
+    if done.removals or not missing:
+        verb = "would be freed" if dry_run else "freed"
+        blocks.append(f"{show_size(done.bytes)} {verb} in {inventory.root}")
+    paths = [str(each.path) for each in done.removals]
+    _finish(settings, found, blocks, paths, missing=missing, failed=bool(done.kept) or bool(damages and dry_run))
+
+
+def _finish(
+    settings: Settings,
+    found: dict[str, Any],
+    blocks: Sequence[Block],
+    quiet: Sequence[str],
+    *,
+    missing: Sequence[str],
+    failed: bool = False,
+) -> None:
+    """Print, and end with status 1 if something was not there or stays."""
+    found["missing"] = list(missing)
+    settings.output.result(found, *blocks, *(f"{text} is not in the cache" for text in missing), quiet=quiet)
+    if missing or failed:
+        click.get_current_context().exit(1)
+
+
+def _checkout_table(checkouts: Sequence[StoredCheckout]) -> Table:
+    from isohub.repos.selection import repo_name
+
+    now = time.time()
+    rows: list[Sequence[Cell]] = [
+        (
+            each.url if each.scope[0] == "local" else repo_name(each.scope),
+            "+".join((each.commit[:10], *each.extras)),
+            ", ".join(ref or "HEAD" for ref in each.refs),
+            str(each.files),
+            show_size(each.bytes),
+            Styled("in use", "yellow") if each.in_use else _ago(now - each.used),
+        )
+        for each in checkouts
+    ]
+    return Table(("repo", "commit", "refs", "files", "size", "used"), rows, right=frozenset({3, 4}))
+
+
+def _weights_table(weights: Sequence[StoredWeights]) -> Table:
+    from isohub.repos.selection import repo_name
+
+    now = time.time()
+    rows: list[Sequence[Cell]] = []
+    for each in weights:
+        for number, file in enumerate(each.files):
+            in_use = file.scope in each.in_use
+            rows.append(
+                (
+                    file.url,
+                    repo_name(file.scope),
+                    file.sha256[:10],
+                    "same file" if number else show_size(each.bytes),
+                    Styled("in use", "yellow") if in_use else _ago(now - each.used),
+                )
+            )
+    return Table(("weights", "of", "sha256", "size", "used"), rows, right=frozenset({3}))
+
+
+def _damage_blocks(damages: Sequence[Damage]) -> list[Block]:
+    rows = [(str(each.path), Styled(each.what, "red"), each.expected, each.got) for each in damages]
+    return [Table(("path", "damaged", "expected", "got"), rows), _count(len(damages), "damage")]
+
+
+def _checkout_data(checkout: StoredCheckout) -> dict[str, Any]:
+    from isohub.repos.selection import commit_name
+
+    host, owner, repo = checkout.scope
+    return {
+        "host": host,
+        "owner": owner,
+        "repo": repo,
+        "name": commit_name(checkout),
+        "commit": checkout.commit,
+        "extras": list(checkout.extras),
+        "refs": list(checkout.refs),
+        "url": checkout.url,
+        "path": str(checkout.path),
+        "bytes": checkout.bytes,
+        "files": checkout.files,
+        "created": checkout.created,
+        "used": checkout.used,
+        "in_use": checkout.in_use,
+    }
+
+
+def _weights_data(weights: StoredWeights) -> dict[str, Any]:
+    from isohub.repos.selection import repo_name
+
+    return {
+        "sha256": weights.sha256,
+        "bytes": weights.bytes,
+        "used": weights.used,
+        "in_use": bool(weights.in_use),
+        "files": [
+            {"url": each.url, "scope": list(each.scope), "name": repo_name(each.scope), "path": str(each.path)}
+            for each in weights.files
+        ],
+    }
+
+
+def _kept_data(kept: Kept) -> dict[str, Any]:
+    return {"path": str(kept.path), "what": kept.what, "name": kept.name, "reason": kept.reason}
+
+
+def _damage_data(damage: Damage) -> dict[str, Any]:
+    return {"path": str(damage.path), "what": damage.what, "expected": damage.expected, "got": damage.got}
+
+
+def _ago(seconds: float) -> str:
+    age = show_age(seconds)
+    return age if age == "now" else f"{age} ago"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + "s" * (number != 1)

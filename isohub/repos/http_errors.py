@@ -1,0 +1,221 @@
+"""What went wrong in a request, in words that hold no secret.
+
+Passwords in addresses, queries (signatures and tokens stand in them) and what the network says are cut
+out or escaped before they are in a message or in the cause that a traceback shows. Asks nothing of the
+network. Runs in the caller.
+
+Source: RFC 9110 (status codes, Retry-After in 10.2.3), RFC 3986 (userinfo in 3.2.1); GitHub's
+documentation of rate limits.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import os
+import re
+import ssl
+import time
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import requests
+
+from isohub.errors import SourceUnavailableError, printable
+from isohub.repos.naming import host_of, without_credentials
+
+if TYPE_CHECKING:
+    from isohub.repos.credentials import Authorization, Credentials
+
+__all__ = [
+    "TryAgain",
+    "authorities",
+    "host_in",
+    "reason",
+    "require_plain",
+    "shown",
+    "status_error",
+    "stumble",
+    "tls_error",
+    "without_secrets",
+]
+
+_RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+_AUTHORITIES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+_CERTIFICATES_HINT = "set it to a file of certificates in the form that `openssl x509` writes, or unset it"
+# To the last sign: a password may hold what ends an address, and then stands in the error that says so.
+_USERINFO = re.compile(r"://\S*@")
+# What stands for a port and is none may be a password, whose sign is in the part that is cut off.
+_NO_PORT = re.compile(r"(://[^/\[\]:]*):(?![0-9]*(?:/|$)).*", re.DOTALL)
+_QUERY = re.compile(r"\?[^\s'\")]*")
+_NETWORK_HINT = "check the network and the proxy settings (HTTPS_PROXY); a commit that is in the store needs no network"
+
+
+class TryAgain(Exception):  # noqa: N818  # a signal between two functions, not an error
+    """Raised by `read`: this answer is of no use, another may be.
+
+    Args:
+        error: What to raise when the tries are used up.
+        wait_s: Before the next try; None is the usual back-off.
+    """
+
+    def __init__(self, error: SourceUnavailableError, wait_s: float | None = None) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.wait_s = wait_s
+
+
+def status_error(
+    url: str, response: requests.Response, sent: Authorization | None, credentials: Credentials
+) -> SourceUnavailableError | TryAgain:
+    """What a status means that nobody asked for.
+
+    Args:
+        url: What was asked.
+        response: Its status and headers. Trust: the network.
+        sent: What the request carried.
+        credentials: Whom it was asked as.
+    """
+    status = response.status_code
+    wait_s = _retry_after_s(response.headers.get("Retry-After"))
+    exhausted = response.headers.get("X-RateLimit-Remaining") == "0"
+    token = credentials.token_name(url)
+    if status == 429 or (status == 403 and (exhausted or wait_s is not None)):
+        text = f"{host_in(url)} limits the rate of requests (HTTP {status})"
+        reset = response.headers.get("X-RateLimit-Reset", "")
+        if exhausted and re.fullmatch(r"[0-9]{1,12}", reset):
+            wait_s = max(0.0, float(reset) - time.time()) if wait_s is None else wait_s
+            text += time.strftime("; it answers again at %Y-%m-%d %H:%M:%S UTC", time.gmtime(int(reset)))
+        elif wait_s is not None:
+            text += f"; it asks to wait {wait_s:.0f} s"
+        hint = "wait, or name the full commit id, which needs no request once fetched"
+        if token is not None and sent is None:
+            hint = f"set {token} for a higher limit, or name the full commit id, which needs no request once fetched"
+        return TryAgain(SourceUnavailableError(text, hint=hint, url=shown(url), status=status), wait_s)
+    phrase = printable(response.reason or "", limit_chars=80, newlines=False)
+    text = f"{host_in(url)} answers HTTP {status} {phrase}".rstrip() + f" for {shown(url)}"
+    refused_hint = None
+    if status in (401, 403) and sent is not None:
+        refused_hint = f"the server refuses what {sent.given_by} gives; renew it, or take it away"
+    elif status in (401, 403) and not credentials.anonymous:
+        refused_hint = f"it may be private: {f'set {token}, or ' if token else ''}put the password into ~/.netrc"
+    elif status == 300:
+        text += ": the name means several things there"
+        refused_hint = "name the full commit id, or refs/heads/... or refs/tags/..."
+    error = SourceUnavailableError(text, hint=refused_hint, url=shown(url), status=status)
+    return TryAgain(error, wait_s) if status in _RETRIED_STATUSES else error
+
+
+def _retry_after_s(value: str | None) -> float | None:
+    """Seconds of a Retry-After header, which is a number or a date."""
+    if value is None:
+        return None
+    if re.fullmatch(r"[0-9]{1,9}", value.strip()):
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def host_in(url: str) -> str:
+    """Host and port of a URL, as messages have them."""
+    return printable(urlsplit(url).netloc.rpartition("@")[2], limit_chars=200, newlines=False)
+
+
+def shown(url: str) -> str:
+    """A URL as messages have it: without a password, and without a query, whose signatures are credentials."""
+    bare = without_credentials(url.partition("#")[0].partition("?")[0])
+    return printable(_NO_PORT.sub(r"\1:***", bare), limit_chars=500, newlines=False)
+
+
+def require_plain(url: str) -> None:
+    """Refuse what is no http address, and what holds a password.
+
+    Args:
+        url: Trust: whoever gave it, a worker's code perhaps.
+    """
+    bare = url.partition("#")[0].partition("?")[0]
+    if without_credentials(bare) != bare:
+        raise SourceUnavailableError(
+            f"the address {shown(url)} holds a user name or a password, which would end up in logs",
+            hint="write it without, and put the password into ~/.netrc",
+            url=shown(url),
+        )
+    try:
+        parts = urlsplit(url)
+        host_of(parts.scheme, parts.netloc.encode("idna").decode("ascii"))
+        usable = parts.scheme in ("http", "https")
+    except ValueError:
+        usable = False
+    if not usable:
+        raise SourceUnavailableError(
+            f"{shown(url)!r} is no address that can be asked; expected https://host/path", url=shown(url)
+        )
+
+
+def authorities(url: str) -> str | bool:
+    """Where the trusted certificates are: what the environment names, or True for those of requests."""
+    for name in _AUTHORITIES:
+        path = os.environ.get(name)
+        if path and not os.path.exists(path):  # noqa: PTH110  # as requests does
+            raise SourceUnavailableError(
+                f"{name} names {printable(path, limit_chars=300, newlines=False)!r}, which is not there",
+                hint=_CERTIFICATES_HINT,
+                url=shown(url),
+            )
+        if path:
+            return path
+    return True
+
+
+def tls_error(url: str, error: requests.exceptions.SSLError) -> SourceUnavailableError | TryAgain:
+    """What failed under TLS: the server's certificate, our list of authorities, or the connection."""
+    if isinstance(_root(error), ssl.SSLCertVerificationError):
+        return SourceUnavailableError(
+            f"{host_in(url)} has a certificate that is not trusted here: {reason(error)}",
+            hint="behind a proxy that has its own authority, set REQUESTS_CA_BUNDLE to the certificate file of that",
+            url=shown(url),
+        )
+    path = authorities(url)
+    if isinstance(path, str) and os.path.isfile(path):  # noqa: PTH113
+        try:
+            ssl.create_default_context(cafile=path)
+        except OSError:
+            name = next(name for name in _AUTHORITIES if os.environ.get(name))
+            return SourceUnavailableError(
+                f"{name} names {printable(path, limit_chars=300, newlines=False)!r}, which holds no certificates",
+                hint=_CERTIFICATES_HINT,
+                url=shown(url),
+            )
+    return stumble(f"{host_in(url)} cannot be spoken to by TLS: {reason(error)}", url)
+
+
+def stumble(text: str, url: str) -> TryAgain:
+    """What the network did to a try."""
+    return TryAgain(SourceUnavailableError(text, hint=_NETWORK_HINT, url=shown(url)))
+
+
+def _root(error: BaseException) -> BaseException:
+    inner = error
+    while True:
+        within = inner.args[0] if inner.args else None
+        behind = getattr(inner, "reason", None)  # as urllib3 names it
+        if isinstance(behind, BaseException):
+            inner = behind
+        elif isinstance(within, BaseException):
+            inner = within
+        else:
+            return inner
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says at its bottom, without addresses' passwords and queries."""
+    root = _root(error)
+    text = re.sub(r"<[^<>]* at 0x[0-9a-f]+>(?:: )?", "", str(root)) or type(root).__name__
+    text = _QUERY.sub("?***", _USERINFO.sub("://***@", text))
+    return printable(text, limit_chars=300, newlines=False)
+
+
+def without_secrets(error: BaseException) -> requests.exceptions.RequestException:
+    """The cause to show: what requests raises holds the request, and its text whole addresses."""
+    return requests.exceptions.RequestException(f"{type(error).__name__}: {reason(error)}")

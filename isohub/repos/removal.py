@@ -1,0 +1,329 @@
+"""Removing from the store: first a plan, which is data, then the carrying out of exactly that plan.
+
+Rules:
+  1. What is in use stays, and that is said. Whoever removes has claimed it (`disk.claim`) before.
+     Where the file system has no such locks nobody can know, and what was asked for goes.
+  2. A checkout is renamed away under its repository's lock, and then loses its record before its tree: a
+     reader sees all of it or none, and what is left after a kill is swept away by the next writer.
+  3. Of weights the entry goes first, then the file, then the blob, if nothing links to it any more.
+  4. Leftovers of dead writers go with every `prune`; those of living ones are theirs.
+  5. What somebody else removed meanwhile is removed. What the disk refuses stays, and that is said.
+
+Runs in the caller. Trust: the store's own files.
+
+Source: flock(2), rename(2), unlink(2).
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import Timeout
+
+from isohub.repos.disk import claim, lock_file, remove_tree
+from isohub.repos.inventory import CHECKOUT_NAME, Inventory, Leftover, StoredCheckout, StoredWeights, subdirectories
+from isohub.repos.layout import CHECKOUT_RECORD
+from isohub.repos.resolutions import forget
+from isohub.repos.weights_url import ENTRY_RECORD
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from isohub.repos.verify import Damage
+    from isohub.repos.weights_entry import Scope, WeightsFile
+
+__all__ = ["Kept", "Plan", "Removal", "carry_out", "plan_prune", "plan_removal", "plan_repair"]
+
+_IN_USE = "in use"
+_LOCKED = "somebody writes there now"
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One thing to remove, or removed.
+
+    Attributes:
+        path: What goes.
+        what: ``checkout``, ``weights`` (a URL of a scope), or as `Leftover.what`.
+        name: For people: ``host/owner/repo@commit`` or a URL.
+        bytes: What the disk gets back.
+        why: ``asked``, ``old``, ``room``, ``leftover`` or ``damaged``.
+    """
+
+    path: Path
+    what: str
+    name: str
+    bytes: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One thing that was asked for and stays.
+
+    Attributes:
+        path: What stays.
+        what: As in `Removal`.
+        name: As in `Removal`.
+        reason: Why it stays: that it is in use, or what the disk said.
+    """
+
+    path: Path
+    what: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What goes and what stays; or, from `carry_out`, what went and what stayed.
+
+    Attributes:
+        removals: In the order in which they are carried out.
+        kept: What was asked for and stays.
+    """
+
+    removals: tuple[Removal, ...]
+    kept: tuple[Kept, ...]
+
+    @property
+    def bytes(self) -> int:
+        """What the disk gets back."""
+        return sum(removal.bytes for removal in self.removals)
+
+
+class _Draft:
+    """A plan in the making."""
+
+    def __init__(self) -> None:
+        self.removals: dict[Path, Removal] = {}
+        self.kept: dict[Path, Kept] = {}
+
+    def checkout(self, checkout: StoredCheckout, why: str) -> None:
+        name = f"{_scope_name(checkout.scope)}@{checkout.path.name}"
+        if checkout.in_use:
+            self.kept[checkout.path] = Kept(checkout.path, "checkout", name, _IN_USE)
+            return
+        self.removals[checkout.path] = Removal(checkout.path, "checkout", name, checkout.bytes, why)
+
+    def weights(self, weights: StoredWeights, files: Sequence[WeightsFile], why: str) -> None:
+        for file in files:
+            if file.scope in weights.in_use:
+                self.kept[file.path.parent] = Kept(file.path.parent, "weights", file.url, _IN_USE)
+        files = [file for file in files if file.scope not in weights.in_use]
+        last = bool(files) and len(files) == len(weights.files)
+        for number, file in enumerate(files):
+            # The disk gets the bytes back with the last of a content's names.
+            freed = weights.bytes if last and number == len(files) - 1 else 0
+            place = file.path.parent
+            self.removals[place] = Removal(place, "weights", file.url, freed, why)
+        if last:
+            self.removals[weights.blob] = Removal(weights.blob, "blob", files[-1].url, 0, why)
+
+    def leftover(self, leftover: Leftover, why: str = "leftover") -> None:
+        path = leftover.path
+        if not leftover.live:
+            self.removals[path] = Removal(path, leftover.what, path.name, leftover.bytes, why)
+        elif why != "leftover":
+            self.kept[path] = Kept(path, leftover.what, path.name, _LOCKED)
+
+    def plan(self) -> Plan:
+        return Plan(tuple(self.removals.values()), tuple(self.kept.values()))
+
+
+def plan_removal(
+    inventory: Inventory,
+    checkouts: Iterable[StoredCheckout] = (),
+    *,
+    scopes: Iterable[Scope] = (),
+    everything: bool = False,
+) -> Plan:
+    """Plan to remove what was named.
+
+    Args:
+        inventory: Of the store.
+        checkouts: Some of its checkouts.
+        scopes: (host, owner, repo) of which all goes: checkouts, weights and leftovers.
+        everything: All of the store but the list of trusted repos.
+    """
+    draft, whole = _Draft(), set(scopes)
+    named = {checkout.path for checkout in checkouts}
+    for checkout in inventory.checkouts():
+        if everything or checkout.scope in whole or checkout.path in named:
+            draft.checkout(checkout, "asked")
+    for weights in inventory.weights():
+        files = [file for file in weights.files if everything or file.scope in whole]
+        if files:
+            draft.weights(weights, files, "asked")
+    directories = [path for scope, path in (*inventory.repositories(), *inventory.scopes()) if scope in whole]
+    for leftover in inventory.leftovers():
+        if everything or any(leftover.path.is_relative_to(directory) for directory in directories):
+            draft.leftover(leftover, "asked")
+    return draft.plan()
+
+
+def plan_prune(
+    inventory: Inventory, *, max_bytes: int | None = None, older_than_s: float | None = None, now: float | None = None
+) -> Plan:
+    """Plan to remove leftovers, what was not used for long, and what was not used for longest until the rest fits.
+
+    Args:
+        inventory: Of the store.
+        max_bytes: What may stay, at most; None for no limit.
+        older_than_s: Seconds after which what was not used goes; None for never.
+        now: Seconds since 1970; the clock's unless given.
+    """
+    draft = _Draft()
+    for leftover in inventory.leftovers():
+        draft.leftover(leftover)
+    moment = time.time() if now is None else now
+    stored: list[StoredCheckout | StoredWeights] = [*inventory.checkouts(), *inventory.weights()]
+    stored.sort(key=lambda each: each.used)
+    total = sum(each.bytes for each in stored)
+    in_use = []
+    for each in stored:
+        old = older_than_s is not None and moment - each.used > older_than_s
+        if not old and (max_bytes is None or total <= max_bytes):
+            continue
+        if each.in_use and not old:
+            in_use.append(each)
+            continue
+        _drop(draft, each, "old" if old else "room")
+        total -= 0 if each.in_use else each.bytes
+    if max_bytes is not None and total > max_bytes:
+        for each in in_use:
+            _drop(draft, each, "room")
+    return draft.plan()
+
+
+def plan_repair(inventory: Inventory, damages: Iterable[Damage]) -> Plan:
+    """Plan to remove what is damaged, so that the next load brings it again."""
+    draft = _Draft()
+    units = {damage.unit for damage in damages if damage.unit is not None}
+    for checkout in inventory.checkouts():
+        if checkout.path in units:
+            draft.checkout(checkout, "damaged")
+    for weights in inventory.weights():
+        files = [file for file in weights.files if file.path.parent in units or weights.blob in units]
+        if files:
+            draft.weights(weights, files, "damaged")
+    done = draft.removals.keys() | draft.kept.keys()
+    for leftover in inventory.leftovers():
+        if leftover.path in units - done:
+            draft.leftover(leftover, "damaged")
+    done = draft.removals.keys() | draft.kept.keys()
+    for unit in sorted(units - done):
+        if os.path.lexists(unit):
+            draft.removals[unit] = Removal(unit, "file", unit.name, 0, "damaged")
+    for damage in damages:
+        if damage.unit is None:
+            draft.kept[damage.path] = Kept(damage.path, damage.what, damage.path.name, "only its user can mend it")
+    return draft.plan()
+
+
+def carry_out(root: Path, plan: Plan) -> Plan:
+    """Remove what a plan names.
+
+    Returns:
+        What was removed, and what stays: of the plan, and what has come into use since.
+    """
+    removed, kept = [], list(plan.kept)
+    for removal in plan.removals:
+        try:
+            _remove(root, removal)
+        except FileNotFoundError:
+            pass  # somebody else was quicker
+        except BlockingIOError:
+            kept.append(Kept(removal.path, removal.what, removal.name, _IN_USE))
+            continue
+        except Timeout:
+            kept.append(Kept(removal.path, removal.what, removal.name, _LOCKED))
+            continue
+        except (OSError, NotImplementedError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            kept.append(Kept(removal.path, removal.what, removal.name, reason))
+            continue
+        removed.append(removal)
+    return Plan(tuple(removed), tuple(kept))
+
+
+def _remove(root: Path, removal: Removal) -> None:
+    path = removal.path
+    inside = path.relative_to(root)
+    if inside.parts[0] == "checkouts" and len(inside.parts) >= 5:
+        _remove_of_repository(root / Path(*inside.parts[:4]), path)
+        return
+    if inside.parts[:2] == ("weights", "urls") and len(inside.parts) >= 6:
+        with _claimed(root / Path(*inside.parts[:5])):
+            if len(inside.parts) == 6 and path.is_dir() and not path.is_symlink():
+                (path / ENTRY_RECORD).unlink(missing_ok=True)
+            remove_tree(path)
+        return
+    if removal.what == "blob" and path.lstat().st_nlink > 1:
+        raise BlockingIOError("an entry links to it again")
+    if removal.what == "partial":
+        key = path.name.partition(".")[0]
+        with _locked(path.with_name(f"{key}.lock")):
+            for ending in ("part", "part.json", "copy"):
+                path.with_name(f"{key}.{ending}").unlink(missing_ok=True)
+        return
+    remove_tree(path)
+
+
+def _remove_of_repository(directory: Path, path: Path) -> None:
+    # The lock before the claim: while it is held, nobody puts another checkout in this one's place.
+    with _locked(directory / ".lock"), _claimed(path):
+        if not CHECKOUT_NAME.fullmatch(path.name):
+            remove_tree(path)
+            return
+        remove_tree(_renamed_away(path))
+        commit = path.name.partition("+")[0]
+        if all(each.name.partition("+")[0] != commit for each in subdirectories(directory)):
+            forget(directory, commit)
+
+
+def _renamed_away(place: Path) -> Path:
+    """Give a checkout the name of trash and take its record, without which no sweep brings it back."""
+    trash = place.with_name(f".trash-{place.name}-{secrets.token_hex(8)}")
+    place.rename(trash)
+    trash.chmod(0o700)
+    (trash / CHECKOUT_RECORD).unlink(missing_ok=True)
+    return trash
+
+
+@contextmanager
+def _claimed(directory: Path) -> Iterator[None]:
+    """Have a directory that nobody uses. What is no directory needs no claim."""
+    if directory.is_symlink() or not directory.is_dir():
+        yield
+        return
+    descriptor = claim(directory)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock file, or raise `filelock.Timeout` at once."""
+    with lock_file(path, timeout_s=0):
+        yield
+
+
+def _drop(draft: _Draft, each: StoredCheckout | StoredWeights, why: str) -> None:
+    if isinstance(each, StoredCheckout):
+        draft.checkout(each, why)
+    else:
+        draft.weights(each, each.files, why)
+
+
+def _scope_name(scope: Scope) -> str:
+    return "/".join(part for part in scope if part)
