@@ -5,15 +5,22 @@ Side: caller. Trust: names, signatures and docstrings are the repo's; `output` e
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from inspect import cleandoc
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from isohub.cli.options import Settings, opened, output_options, pass_settings, repo_options, timeout_option
 from isohub.cli.output import Block, Table
+from isohub.errors import IsohubError
+
+if TYPE_CHECKING:
+    from isohub.repos.pins import Checkout
 
 __all__ = ["fetch", "help_", "inspect", "list_", "trust"]
+
+_PARALLEL = 4
 
 
 @click.command("list")
@@ -82,36 +89,68 @@ def inspect(settings: Settings, /, repo: str, **options: Any) -> None:
 
 
 @click.command("fetch")
-@click.argument("repo")
+@click.argument("repos", metavar="REPO...", nargs=-1, required=True)
 @repo_options
 @output_options
 @pass_settings
-def fetch(settings: Settings, /, repo: str, **options: Any) -> None:
-    """Download a repo at one commit; nothing of it runs."""
+@click.pass_context
+def fetch(ctx: click.Context, settings: Settings, /, repos: tuple[str, ...], **options: Any) -> None:
+    """Download repos, several at once; nothing of them runs."""
     with opened(options) as session:
-        checkout = session.fetch(repo, verbose=settings.progress, **options)
+
+        def bring(repo: str) -> Checkout | IsohubError:
+            try:
+                return session.fetch(repo, verbose=settings.progress, **options)
+            except IsohubError as error:
+                if len(repos) == 1:
+                    raise
+                return error
+
+        with ThreadPoolExecutor(min(len(repos), _PARALLEL), thread_name_prefix="isohub-fetch") as pool:
+            brought = list(pool.map(bring, repos))
+    found: list[dict[str, Any]] = []
+    blocks: list[Block] = []
+    for repo, checkout in zip(repos, brought, strict=True):
+        if isinstance(checkout, IsohubError):
+            settings.output.error(checkout)
+            found.append({"repo": repo, "error": {"type": type(checkout).__name__, "message": checkout.message}})
+            continue
+        found.append(_described(checkout))
+        blocks += [*([f"repo    {repo}"] if len(repos) > 1 else []), *_lines(checkout)]
+    paths = [str(checkout.path) for checkout in brought if not isinstance(checkout, IsohubError)]
+    settings.output.result(found[0] if len(repos) == 1 else {"repos": found}, *blocks, quiet=paths)
+    if len(paths) < len(repos):
+        ctx.exit(1)
+
+
+def _described(checkout: Checkout) -> dict[str, Any]:
     pin = checkout.pin
-    found = {
+    in_place = pin.reference.source == "local" and pin.reference.ref is None
+    return {
         "repo": pin.name,
         "reference": str(pin.reference),
         "ref": pin.ref_name,
         "commit": checkout.commit,
-        "validated": pin.validated,
+        "validated": None if in_place else pin.validated,
         "path": str(checkout.path),
         "tree": checkout.tree,
         "submodules": list(checkout.submodules),
         "lfs_pointers": list(checkout.lfs_pointers),
     }
-    blocks = [f"commit  {checkout.commit}", f"path    {checkout.path}"]
+
+
+def _lines(checkout: Checkout) -> list[str]:
+    pin = checkout.pin
+    lines = [f"commit  {checkout.commit}", f"path    {checkout.path}"]
     if pin.ref_name is not None:
-        blocks.insert(0, f"ref     {pin.ref_name}")
+        lines.insert(0, f"ref     {pin.ref_name}")
     if not pin.validated:
-        blocks.append("not shown to be a commit of this repo (--skip-validation)")
+        lines.append("not shown to be a commit of this repo (--skip-validation)")
     if checkout.submodules:
-        blocks.append(f"submodules left empty: {', '.join(checkout.submodules)}")
+        lines.append(f"submodules left empty, --submodules brings them: {', '.join(checkout.submodules)}")
     if checkout.lfs_pointers:
-        blocks.append(f"Git LFS pointers in place of files: {', '.join(checkout.lfs_pointers)}")
-    settings.output.result(found, *blocks, quiet=[str(checkout.path)])
+        lines.append(f"Git LFS pointers, --lfs brings their files: {', '.join(checkout.lfs_pointers)}")
+    return lines
 
 
 @click.group("trust")

@@ -168,3 +168,37 @@ def test_a_damaged_list_trusts_nobody(isohub_here: Run, tmp_path: Path) -> None:
     done = isohub_here("trust", "ls")
     assert done.returncode == 1
     assert "nothing is trusted" in done.stderr
+
+
+def test_several_at_once(isohub_here: Run, clone: tuple[Path, dict[str, str]]) -> None:
+    repos = [f"{clone[0]}:main", f"{clone[0]}:nothing", str(clone[0])]
+    done = isohub_here("fetch", *repos, "--json")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)["repos"]
+    assert ["error" in one for one in found] == [False, True, False]
+    assert found[1]["error"]["type"] == "RefNotFoundError"
+    assert (found[0]["validated"], found[2]["validated"]) == (True, None)
+    assert json.loads(done.stderr)["error"]["type"] == "RefNotFoundError"
+    done = isohub_here("fetch", repos[0], repos[2], "-q")
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [one["path"] for one in (found[0], found[2])]
+    human = isohub_here("fetch", repos[0], repos[2]).stdout
+    assert human.count("commit  ") == human.count("repo    ") == 2
+
+
+def test_offline_and_lockfiles(
+    isohub_here: Run, clone: tuple[Path, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo, lock = f"{clone[0]}:main", tmp_path / "isohub.lock"
+    assert isohub_here("fetch", "owner/repo", "--offline").returncode == 1
+    with monkeypatch.context() as patched:
+        patched.setenv("ISOHUB_OFFLINE", "1")
+        refused = isohub_here("fetch", "owner/repo")
+    assert "isohub fetch owner/repo" in refused.stderr
+    frozen = isohub_here("list", repo, "--frozen", "--lockfile", str(lock))
+    assert frozen.returncode == 1
+    assert "isohub lock" in frozen.stderr
+    assert isohub_here("list", repo, "--lockfile", str(lock)).returncode == 0
+    assert isohub_here("list", repo, "--frozen", "--lockfile", str(lock)).returncode == 0
+    monkeypatch.chdir(tmp_path)
+    assert isohub_here("inspect", repo, "--frozen").returncode == 0
