@@ -10,17 +10,24 @@ import builtins
 import functools
 import inspect as inspect_module
 import logging
-import math
-import operator
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, cast
 
+from isohub.checking import (
+    check_choice,
+    check_name,
+    checked_bytes,
+    checked_seed,
+    checked_timeout,
+    checked_trust,
+    merged,
+)
 from isohub.environments.dependencies import missing_error, parse_dependencies, unmet
 from isohub.errors import ConfinementError, EnvironmentBuildError, SessionClosedError, printable
 from isohub.repos.catalog import Catalog, Wanted, is_offline
@@ -116,14 +123,17 @@ class Session:
         max_reply_bytes: int = _MAX_REPLY_BYTES,
     ) -> None:
         self._cache_dir = None if cache_dir is None else Path(cache_dir).expanduser().absolute()
+        check_choice("offline", offline, (None, True, False))
+        for name, value in (("frozen", frozen), ("submodules", submodules), ("lfs", lfs)):
+            check_choice(name, value, (True, False))
         self._offline = offline
         if frozen and lockfile is None:
             raise ValueError("frozen=True says that a lockfile binds; give lockfile='isohub.lock'")
         self._lockfile = None if lockfile is None else Lockfile(Path(lockfile).expanduser().absolute(), frozen=frozen)
         self._submodules = submodules
         self._lfs = lfs
-        self._timeout_s = _checked_timeout(timeout_s)
-        self._max_reply_bytes = _checked_bytes(max_reply_bytes)
+        self._timeout_s = checked_timeout(timeout_s)
+        self._max_reply_bytes = checked_bytes(max_reply_bytes)
         self._pool: Pool | None = None
         self._pool_lock = threading.Lock()
         self._closed = False
@@ -187,9 +197,9 @@ class Session:
             InvalidReferenceError, FetchError, UntrustedRepoError, MissingDependenciesError, HubconfError,
             EntrypointNotFoundError, RemoteError, WorkerDiedError, WorkerTimeoutError, ProtocolError.
         """
-        _check_choice("returns", returns, _RETURNS)
-        trust_repo = _checked_trust(trust_repo)
-        _check_name(model)
+        check_choice("returns", returns, _RETURNS)
+        trust_repo = checked_trust(trust_repo)
+        check_name(model)
         if sandbox is not None:
             raise ConfinementError(
                 f"sandbox={sandbox!r} was asked for; no layer of it can be applied yet",
@@ -200,9 +210,9 @@ class Session:
             raise EnvironmentBuildError(f"environment={environment!r} was asked for; expected 'host' or None")
         if returns == "exported_program" and example_inputs is None:
             raise ValueError("returns='exported_program' needs example_inputs, a tuple of inputs to export with")
-        keywords = _merged(kwargs, entry_kwargs)
-        seed = _checked_seed(seed)
-        timeout_s = self._timeout_s if timeout_s is None else _checked_timeout(timeout_s)
+        keywords = merged(kwargs, entry_kwargs)
+        seed = checked_seed(seed)
+        timeout_s = self._timeout_s if timeout_s is None else checked_timeout(timeout_s)
         wanted = Wanted(repo_or_dir, source, force_reload, skip_validation, verbose)
         with self._lease(wanted, timeout_s, trust_repo, returns) as link:
             from isohub.session.handles import mark_loaded
@@ -236,7 +246,7 @@ class Session:
         `repo` may also be called ``github``, as torch.hub does. Nothing here needs trust, so `trust_repo` is
         only checked.
         """
-        _checked_trust(trust_repo)
+        checked_trust(trust_repo)
         wanted = Wanted(repo, source, force_reload, skip_validation, verbose)
         names: Any = self._look(wanted, timeout_s, "entrypoints", "listing the entrypoints")
         return [printable(name, newlines=False) for name in names]
@@ -255,8 +265,8 @@ class Session:
         timeout_s: float | None = None,
     ) -> str | None:
         """An entrypoint's docstring, control characters escaped; None if it has none. Parameters as in `list`."""
-        _check_name(model)
-        _checked_trust(trust_repo)
+        check_name(model)
+        checked_trust(trust_repo)
         wanted = Wanted(repo, source, force_reload, skip_validation, verbose)
         text: Any = self._look(wanted, timeout_s, "help", "reading the docstring", model)
         return None if text is None else printable(str(text))
@@ -348,7 +358,7 @@ class Session:
         return Path(get_dir()) if self._cache_dir is None else self._cache_dir
 
     def _catalog(self, source: SourceName | None) -> Catalog:
-        _check_choice("source", source, _SOURCES)
+        check_choice("source", source, _SOURCES)
         return Catalog(
             self._root(),
             offline=is_offline(self._offline),
@@ -409,7 +419,7 @@ class Session:
                 yield Link(worker, pool, checkout, gate, make_handle, timeout_s, self._max_reply_bytes, wanted.verbose)
 
     def _look(self, wanted: Wanted, timeout_s: float | None, op: str, phase: str, *args: Any) -> Any:
-        timeout_s = self._timeout_s if timeout_s is None else _checked_timeout(timeout_s)
+        timeout_s = self._timeout_s if timeout_s is None else checked_timeout(timeout_s)
         with self._lease(wanted, timeout_s) as link:
             _open(link)
             link.ask("import", None, phase="importing hubconf.py")
@@ -475,60 +485,6 @@ def _converted(built: Any, returns: Returns, example_inputs: Any) -> Any:
         if returns == "torchscript":
             return built.torchscript(inputs)
         return built.export(inputs or ())
-
-
-def _merged(kwargs: dict[str, Any], entry_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
-    if entry_kwargs is None:
-        return kwargs
-    twice = sorted(set(kwargs) & set(entry_kwargs))
-    if twice:
-        raise TypeError(f"keywords given twice, in the call and in entry_kwargs: {', '.join(twice)}")
-    return {**kwargs, **entry_kwargs}
-
-
-def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}")
-
-
-def _checked_seed(seed: Any) -> int | None:
-    if seed is None:
-        return None
-    try:
-        number = None if isinstance(seed, bool) else operator.index(seed)
-    except TypeError:
-        number = None
-    if number is None or not 0 <= number < 1 << 63:
-        raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}")
-    return number
-
-
-def _checked_trust(trust_repo: Any) -> bool | Literal["check"]:
-    # Identity, not equality: 1 and "Check" are mistakes, and a mistake here must not open anything.
-    if trust_repo is None or trust_repo == "check":
-        return "check"  # None is the default of torch.hub's list and help
-    if trust_repo is True or trust_repo is False:
-        return trust_repo
-    raise ValueError(f"trust_repo must be True, False or 'check', got {trust_repo!r}")
-
-
-def _check_name(model: Any) -> None:
-    if not isinstance(model, str):
-        raise TypeError(f"model must be the name of an entrypoint, a str; got {model!r}")
-
-
-def _checked_bytes(count: Any) -> int:
-    if isinstance(count, bool) or not isinstance(count, int) or count <= 0:
-        raise ValueError(f"max_reply_bytes must be a positive whole number of bytes, got {count!r}")
-    return count
-
-
-def _checked_timeout(timeout_s: Any) -> float | None:
-    if timeout_s is None:
-        return None
-    if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not 0 < timeout_s < math.inf:
-        raise ValueError(f"timeout_s must be a positive number of seconds, or None for no limit; got {timeout_s!r}")
-    return timeout_s
 
 
 _default: Session | None = None

@@ -482,7 +482,10 @@ def test_a_repo_without_its_submodules_is_told(session, tmp_path, caplog):
     assert "(w.bin); isohub.Session(lfs=True)" in caplog.text
 
 
-@pytest.mark.parametrize("options", [{"frozen": True}, {"lockfile": 7}])
+@pytest.mark.parametrize(
+    "options",
+    [{"frozen": True}, {"lockfile": 7}, {"offline": "no"}, {"submodules": "yes"}, {"lfs": None}, {"frozen": "1"}],
+)
 def test_settings_that_make_no_sense(options):
     with pytest.raises((ValueError, TypeError)):
         isohub.Session(**options)

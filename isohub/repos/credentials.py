@@ -149,7 +149,7 @@ class Credentials:
         server = urlsplit(self.server_of(url))
         if self.anonymous or not _is_private(url) or not _is_private(server.geturl()):
             return None
-        if git is None or not os.path.isabs(git) or not _HOST.fullmatch(server.netloc):  # noqa: PTH117  # a string
+        if git is None or not _HOST.fullmatch(server.netloc):
             return None
         question = [f"protocol={server.scheme}", f"host={server.netloc}"]
         path = _PATH.fullmatch(urlsplit(url).path)
@@ -248,7 +248,7 @@ def _ask(git: str, question: str) -> dict[str, str]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            cwd="/",
+            cwd="/",  # where nothing relative on PATH leads to a repository's files
             env=environment,
             start_new_session=True,  # without a terminal, and a group that can be ended
         )

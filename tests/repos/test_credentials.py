@@ -248,11 +248,12 @@ def test_a_repositorys_own_settings_do_not_count(
     subprocess.run(["git", "credential", "fill"], input=question, text=True, check=True, capture_output=True)
     assert marker.exists()  # it would have run
     marker.unlink()
-    helper("username=me", "password=s3cret")
     for name, value in {"PWD": str(evil), "GIT_DIR": str(evil / ".git"), "GIT_WORK_TREE": str(evil)}.items():
         monkeypatch.setenv(name, value)
-        assert Credentials().from_helper("https://example.org/x") == Login("me", "s3cret")
+        assert Credentials().from_helper("https://example.org/x") is None
     assert not marker.exists()
+    helper("username=me", "password=s3cret")
+    assert Credentials().from_helper("https://example.org/x") == Login("me", "s3cret")
 
 
 def test_nobody_is_asked_for_a_password(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own_settings: Path) -> None:

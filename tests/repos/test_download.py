@@ -202,6 +202,7 @@ def test_a_file_that_changes_at_each_try_is_given_up(server: FileServer, into: P
         Fault(content_range="bytes 393216-999999/1000001"),
         Fault(content_range="bytes 393216-1000000/1000001"),
         Fault(content_range="bytes 393216-999999/*"),
+        Fault(content_range="bytes 393216-1000000/1000001", chunked=True),
         Fault(content_range="bytes */1000000"),
         Fault(content_range="nonsense\x7f"),
         Fault(headers={"Content-Range": None}),
@@ -219,6 +220,14 @@ def test_parts_that_do_not_fit_are_refused(server: FileServer, into: Path, fault
     assert get(server, into).sha256 == SHA256
     assert into.read_bytes() == CONTENT
     assert ranges(server) == ["bytes=393216-", None]
+
+
+def test_a_server_whose_parts_do_not_fit_is_asked_for_no_more_of_them(server: FileServer, into: Path) -> None:
+    partial(server, into)
+    server.fail("file", Fault(content_range="nonsense"), times=1)
+    server.fail("file", Fault(reset=851_968), times=1)
+    assert get(server, into).sha256 == SHA256
+    assert ranges(server) == ["bytes=393216-", None, None]
 
 
 def test_a_part_in_chunks_fits(server: FileServer, into: Path) -> None:

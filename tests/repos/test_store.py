@@ -508,10 +508,20 @@ def test_a_checkout_in_use_cannot_be_claimed(github: GitHubServer, repo: GitRepo
         os.close(descriptor)
     claimed = claim(place)
     assert claimed is not None
-    with pytest.raises(FileNotFoundError):
-        store.hold(checkout)
-    os.close(claimed)
+    raised: list[BaseException] = []
+
+    def late() -> None:
+        try:
+            store.hold(checkout)
+        except FileNotFoundError as error:
+            raised.append(error)
+
+    waiting = threading.Thread(target=late)  # for somebody who removes it, or only looks
+    waiting.start()
     remove_tree(place)
+    os.close(claimed)
+    waiting.join(30)
+    assert len(raised) == 1
     with pytest.raises(FileNotFoundError):
         store.hold(checkout)
 
