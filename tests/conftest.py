@@ -14,6 +14,13 @@ import pytest
 import isohub
 
 HUBS = Path(__file__).parent / "hubs"
+#: Variables of the developer's that would change what is tested.
+SETTINGS = (
+    "CURL_CA_BUNDLE", "GH_ENTERPRISE_TOKEN", "GH_HOST", "GH_TOKEN", "GITHUB_API_URL", "GITHUB_ENTERPRISE_TOKEN",
+    "GITHUB_SERVER_URL", "GITHUB_TOKEN", "GITLAB_HOST", "GITLAB_TOKEN", "GIT_CONFIG_COUNT", "GIT_CONFIG_PARAMETERS",
+    "GIT_DIR", "GIT_SSH_COMMAND", "ISOHUB_OFFLINE", "NETRC", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "TORCH_HOME",
+    *(f"{kind}_PROXY" for kind in ("ALL", "HTTP", "HTTPS", "NO")), *(f"{kind}_proxy" for kind in ("all", "http", "https", "no")),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,8 +28,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or writes the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ISOHUB_HOME", str(tmp_path_factory.mktemp("isohub-home")))
-        for name in ("GITHUB_TOKEN", "GH_TOKEN", "GITHUB_SERVER_URL", "GITHUB_API_URL", "TORCH_HOME"):
+        for name in SETTINGS:
             patch.delenv(name, raising=False)
+        # git's credential helpers are asked when a server refuses: not the developer's.
+        patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+        patch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+        patch.setenv("NETRC", os.devnull)
         yield
 
 

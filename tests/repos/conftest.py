@@ -9,6 +9,7 @@ import pytest
 
 from isohub.repos import http
 from isohub.repos.store import Store
+from tests.conftest import SETTINGS
 from tests.servers.git_repo import GitRepo
 from tests.servers.github import GitHubServer
 
@@ -16,12 +17,9 @@ from tests.servers.github import GitHubServer
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing of the developer's own settings, tokens or stores."""
-    names = "GITHUB_SERVER_URL GITHUB_API_URL GITHUB_TOKEN GH_TOKEN TORCH_HOME XDG_CACHE_HOME"
-    for name in names.split():
+    for name in (*SETTINGS, "XDG_CACHE_HOME", "GIT_CONFIG_GLOBAL"):
         monkeypatch.delenv(name, raising=False)
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     monkeypatch.setenv("ISOHUB_HOME", str(tmp_path / "isohub-home"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(http, "BACKOFF_S", 0.001)

@@ -206,9 +206,10 @@ def _named(error: SourceUnavailableError, reference: Reference, what: str) -> So
         )
     owner_repo = f"{reference.owner}/{reference.repo}"
     # GitHub answers 401 for repositories that do not exist, so as not to tell which are private.
-    hint = "check the spelling; for a private repository set GITHUB_TOKEN"
-    if Credentials().tokens():
-        hint = "check the spelling, and that the token in GITHUB_TOKEN or GH_TOKEN is valid and may read it"
+    hint = "check the spelling; for a private repository set GITHUB_TOKEN, or log in with git or in ~/.netrc"
+    credentials = Credentials()
+    if credentials.tokens() and (token := credentials.token_name(reference.location)):
+        hint = f"check the spelling, and that the token in {token} is valid and may read it"
     if os.path.isdir(owner_repo):  # noqa: PTH112
         hint = f"for the directory of that name write ./{owner_repo} or pass source='local'"
     if error.status == 451:
