@@ -62,9 +62,8 @@ _log = logging.getLogger("isohub.repos")
 WEIGHTS_LIMIT_BYTES = 64 << 30
 # RFC 9110, 8.8.3. A weak one (W/) promises the same meaning, not the same bytes.
 _STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e]{1,256}"')
-# Somebody who removes a scope has it for a moment only.
-_HOLD_TRIES = 200
-_HOLD_WAIT_S = 0.01
+# `hold` waits for whoever removes a scope; this often it may be removed between the making and the holding.
+_HOLD_TRIES = 20
 
 
 class Weights:
@@ -158,7 +157,6 @@ class Weights:
                 except FileNotFoundError:
                     if attempt == _HOLD_TRIES - 1:
                         raise
-                    time.sleep(_HOLD_WAIT_S)
         try:
             yield
         finally:

@@ -245,8 +245,8 @@ def test_leftovers_are_no_damage(filled: Filled) -> None:
 
 
 def test_a_lock_file_with_something_in_it(filled: Filled) -> None:
-    (filled.one.path.parent.parent / ".lock").write_text("?")
-    assert found(filled.root) == [(".lock", "unexpected")]
+    (filled.one.path.parent.parent / ".refs.lock").write_text("?")
+    assert found(filled.root) == [(".refs.lock", "unexpected")]
 
 
 def test_what_cannot_be_read_is_damage(filled: Filled) -> None:

@@ -111,6 +111,7 @@ def test_work_handed_over_after_the_end_writes_to_nobody():
         os.close(write)
         assert os.read(read, 10) == b""
         os.close(read)
+    gc.collect()  # what other tests left
     before = open_descriptors()
     del background
     gc.collect()
