@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 __all__ = [
     "check_choice",
     "check_name",
+    "check_path",
     "checked_bytes",
     "checked_seed",
     "checked_timeout",
@@ -64,6 +66,12 @@ def check_name(model: Any) -> None:
     """Refuse what is no name of an entrypoint."""
     if not isinstance(model, str):
         raise TypeError(f"model must be the name of an entrypoint, a str; got {model!r}")
+
+
+def check_path(name: str, path: Any) -> None:
+    """Refuse what is no path; None is none given."""
+    if path is not None and not (isinstance(path, (str, os.PathLike)) and os.fspath(path)):
+        raise ValueError(f"{name} must be a path, got {path!r}")
 
 
 def checked_bytes(count: Any) -> int:

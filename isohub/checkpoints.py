@@ -20,6 +20,7 @@ import tempfile
 import warnings
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -28,28 +29,26 @@ from urllib.request import url2pathname
 from isohub.errors import IntegrityError, InvalidReferenceError, OfflineError, SourceUnavailableError, printable
 from isohub.repos.blobs import copy_into, hash_file, open_regular
 from isohub.repos.catalog import is_offline
+from isohub.repos.checkpoint_fault import fault_of
 from isohub.repos.credentials import Credentials
 from isohub.repos.download import download
 from isohub.repos.http import HttpClient
 from isohub.repos.layout import get_dir
 from isohub.repos.legacy_zip import is_legacy_zip, unzip_legacy
-from isohub.repos.placing import Origin, directory_lock, origin_of, place, workspace
+from isohub.repos.placing import Origin, directory_lock, origin_of, place, reject, workspace
 from isohub.repos.weights import WEIGHTS_LIMIT_BYTES, Weights
 from isohub.repos.weights_entry import CALLER
-from isohub.repos.weights_url import Hashes, hash_in_name, is_single_name, parse_weights_url
+from isohub.repos.weights_url import Hashes, hash_in_name, is_single_name, parse_weights_url, url_hints
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
 __all__ = ["download_url_to_file", "load_state_dict_from_url"]
 
 _log = logging.getLogger("isohub.checkpoints")
-# How files of torch.save begin: as a zip, or before 1.6 as a pickle of protocol 2 or later.
-_MAGICS = (b"PK\3\4", b"\x80")
-_HEAD_BYTES = 40
-# Words of torch.load's RuntimeErrors that are about the file.
-_OF_THE_FILE = ("weights_only", "PytorchStreamReader", "The file might be corrupted", "Invalid magic number")
+# What torch.load 2.13 says of a checkpoint of a device that this machine has not.
+_NO_DEVICE = "Attempting to deserialize object on"
 
 
 def download_url_to_file(
@@ -60,7 +59,7 @@ def download_url_to_file(
     Args:
         url: http, https or file. Trust: the caller.
         dst: The file; its directory must be there. ``~`` is the user's home. What is there is replaced.
-        hash_prefix: First hex digits that the file's SHA-256 must have.
+        hash_prefix: First hex digits that the file's SHA-256 must have; empty for none.
         progress: Draw a bar on stderr, if that is a terminal.
 
     Raises:
@@ -106,7 +105,8 @@ def load_state_dict_from_url(
 
     Raises:
         InvalidReferenceError: The URL or the name is none, or `check_hash` has nothing to check.
-        IntegrityError: The file has another hash, is no checkpoint, or holds more than `weights_only` allows.
+        IntegrityError: The file has another hash, is no checkpoint, or holds more than `weights_only` allows. What
+            is no checkpoint is not used again: the next call asks the URL anew.
         SourceUnavailableError: It could not be brought or stored.
         OfflineError: It is not here, and ``ISOHUB_OFFLINE`` is set.
         OSError: `model_dir` cannot be used.
@@ -120,26 +120,45 @@ def load_state_dict_from_url(
         root = Path(get_dir())
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         model_dir = root / "checkpoints"  # where torch.hub says that it is to be found
-    found: AbstractContextManager[Path]
+    held: AbstractContextManager[_Found]
     with ExitStack() as stack:
         if model_dir is not None:
-            found = _file_in(_path(model_dir), file_name or source.name, source, hashes, progress=progress)
+            held = _file_in(_path(model_dir), file_name or source.name, source, hashes, progress=progress)
         elif source.path is not None:
             _check_file(source.path, hashes)
-            found = nullcontext(source.path)
+            held = nullcontext(_Found(source.path, None))
         else:
-            found = _file_in_store(source, hashes, progress=progress)
-        path = stack.enter_context(found)
-        if not is_legacy_zip(path):
-            return _torch_load(str(path), source, map_location, weights_only=weights_only)
-        stream = stack.enter_context(_unzipped(path, source))
+            held = _file_in_store(source, hashes, progress=progress)
+        found = stack.enter_context(held)
+        if not is_legacy_zip(found.path):
+            return _torch_load(str(found.path), found, source, map_location, weights_only=weights_only)
+        stream = stack.enter_context(_unzipped(found, source))
         warnings.warn(
             "this checkpoint is a zip file around one that torch before 1.6 saved, a form that torch.hub will stop "
             "reading; load it and torch.save it again",
             category=FutureWarning,
             stacklevel=2,
         )
-        return _torch_load(stream, source, map_location, weights_only=weights_only)
+        return _torch_load(stream, found, source, map_location, weights_only=weights_only)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The file of a URL. `forget` has the next call ask the URL again; None where another answer cannot come."""
+
+    path: Path
+    forget: Callable[[], bool] | None
+
+    def reject(self, hint: str | None) -> str | None:
+        """Do not use the file again; the hint, with that added."""
+        try:
+            forgotten = self.forget is not None and self.forget()
+        except (SourceUnavailableError, OSError) as error:  # a store that is only read
+            _log.debug("%s is no checkpoint, which could not be written down: %s", self.path, error)
+            forgotten = False
+        if not forgotten:
+            return hint
+        return "; ".join(filter(None, (hint, "it is not used again: the next call asks the URL anew")))
 
 
 @dataclass(frozen=True)
@@ -169,17 +188,23 @@ def _source_of(url: str) -> _Source:
 
 
 @contextmanager
-def _file_in_store(source: _Source, hashes: Hashes, *, progress: bool) -> Iterator[Path]:
+def _file_in_store(source: _Source, hashes: Hashes, *, progress: bool) -> Iterator[_Found]:
     """The file of a URL in isohub's store, which nobody removes meanwhile."""
     weights = Weights(Path(get_dir()), offline=is_offline(None))
     with weights.held(CALLER):
-        yield weights.fetch(
+        file = weights.fetch(
             source.text, CALLER, credentials=Credentials(), hash_prefix=hashes.prefix, progress=progress
-        ).path
+        )
+
+        def forget() -> bool:
+            weights.forget(source.text, CALLER, sha256=file.sha256)
+            return True
+
+        yield _Found(file.path, forget if hashes.prefix is None and not weights.offline else None)
 
 
 @contextmanager
-def _file_in(directory: Path, name: str, source: _Source, hashes: Hashes, *, progress: bool) -> Iterator[Path]:
+def _file_in(directory: Path, name: str, source: _Source, hashes: Hashes, *, progress: bool) -> Iterator[_Found]:
     """The file of that name in a directory, which nobody replaces meanwhile.
 
     torch.hub's contract: a file that is there is used; but not if it was placed there for another URL.
@@ -190,10 +215,12 @@ def _file_in(directory: Path, name: str, source: _Source, hashes: Hashes, *, pro
         )
     directory.mkdir(parents=True, exist_ok=True)
     target = directory / name
+    askable = hashes.prefix is None and not (source.path is None and is_offline(None))
+    found = _Found(target, partial(reject, target) if askable else None)
     while True:
         with directory_lock(directory, exclusive=False):
             if _is_usable(target, source, hashes):
-                yield target
+                yield found
                 return
         with directory_lock(directory, exclusive=True):
             # Whoever had the lock before may have placed it; then many can read it at once.
@@ -201,7 +228,7 @@ def _file_in(directory: Path, name: str, source: _Source, hashes: Hashes, *, pro
                 continue
             with _finished(source, target, hashes, progress=progress) as (file, sha256):
                 place(file, target, Origin(source.key, source.shown, sha256))
-            yield target
+            yield found
             return
 
 
@@ -214,7 +241,7 @@ def _is_usable(target: Path, source: _Source, hashes: Hashes) -> bool:
         return True
     if origin.key != source.key:
         _log.warning("%s is of %s, not of %s", target, origin.url, source.shown)
-    return origin.key == source.key and hashes.fit(origin.sha256)
+    return origin.key == source.key and not origin.rejected and hashes.fit(origin.sha256)
 
 
 def _check_file(path: Path, hashes: Hashes) -> None:
@@ -245,7 +272,7 @@ def _finished(source: _Source, target: Path, hashes: Hashes, *, progress: bool) 
             sha256, _ = hash_file(part)
             hashes.check(sha256, source.shown)
         else:
-            with HttpClient(Credentials()) as client:
+            with HttpClient(Credentials()) as client, url_hints():
                 sha256 = download(
                     client,
                     source.text,
@@ -306,12 +333,15 @@ def _path(path: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def _unzipped(path: Path, source: _Source) -> Iterator[IO[bytes]]:
+def _unzipped(found: _Found, source: _Source) -> Iterator[IO[bytes]]:
     """The one file of a legacy zip, in a temporary file without a name."""
     with ExitStack() as stack:
         try:
             stream = stack.enter_context(tempfile.TemporaryFile())
-            unzip_legacy(path, stream, origin=source.shown, limit_bytes=WEIGHTS_LIMIT_BYTES)
+            unzip_legacy(found.path, stream, origin=source.shown, limit_bytes=WEIGHTS_LIMIT_BYTES)
+        except IntegrityError as error:
+            error.hint = found.reject(error.hint)
+            raise
         except OSError as error:
             raise SourceUnavailableError(
                 f"{source.shown} cannot be unpacked in {tempfile.gettempdir()}: {error.strerror or error}",
@@ -321,9 +351,9 @@ def _unzipped(path: Path, source: _Source) -> Iterator[IO[bytes]]:
         yield stream
 
 
-def _torch_load(file: str | IO[bytes], source: _Source, map_location: Any, *, weights_only: bool) -> dict[str, Any]:
-    from pickle import UnpicklingError  # noqa: PLC0415, TID251 - the name of torch.load's error alone
-
+def _torch_load(
+    file: str | IO[bytes], found: _Found, source: _Source, map_location: Any, *, weights_only: bool
+) -> dict[str, Any]:
     import torch  # noqa: PLC0415 - what only downloads needs no torch
 
     try:
@@ -331,35 +361,20 @@ def _torch_load(file: str | IO[bytes], source: _Source, map_location: Any, *, we
         loaded: dict[str, Any] = torch.load(  # noqa: TID251 - the caller asks for this file; weights_only unless he says otherwise
             file, map_location=map_location, weights_only=weights_only
         )
-    except (UnpicklingError, RuntimeError, EOFError) as error:
-        text = str(error)
-        if isinstance(error, RuntimeError) and not any(words in text for words in _OF_THE_FILE):
+    except OSError:
+        raise
+    except Exception as error:
+        with Path(file).open("rb") if isinstance(file, str) else nullcontext(file) as stream:
+            fault = fault_of(error, stream, weights_only=weights_only)
+        if fault is None:
+            if map_location is None and _NO_DEVICE in str(error):
+                error.args = (f"{error}\nhint: map_location='cpu' brings it to this machine's memory",)
             raise  # torch's own words on devices and on `map_location`
-        # torch's message begins with advice to switch the protection off; what is wrong is in the one before.
-        reason = str(error.__context__ or text.partition(". ")[0]) or "it ends too early"
-        head = _head(file)
-        hint = None
-        if not head.startswith(_MAGICS):
-            reason = f"it begins with {head!r}"
-            hint = "torch.save did not write it: look at what the URL answers, a page or an LFS pointer perhaps"
-        elif weights_only and (isinstance(error, UnpicklingError) or "weights_only" in text):
-            hint = (
-                "a file that holds more than weights is a program: weights_only=False lets its author run code in "
-                "this process; isohub.load runs it in a worker instead"
-            )
         raise IntegrityError(
             f"{source.shown} is no checkpoint that can be loaded"
             + (" with weights_only=True" if weights_only else "")
-            + f": {printable(reason, limit_chars=300, newlines=False)}",
-            hint=hint,
+            + f": {fault.reason}",
+            hint=found.reject(fault.hint) if fault.damaged else fault.hint,
             url=source.shown,
         ) from error
     return loaded
-
-
-def _head(file: str | IO[bytes]) -> bytes:
-    if isinstance(file, str):
-        with Path(file).open("rb") as stream:
-            return stream.read(_HEAD_BYTES)
-    file.seek(0)
-    return file.read(_HEAD_BYTES)

@@ -163,10 +163,15 @@ class FetchError(IsohubError):
 
 
 class SourceUnavailableError(FetchError):
-    """The server, the network or the disk did not do its part. `status` is the HTTP status, if any."""
+    """The server, the network or the disk did not do its part.
 
-    field_names: ClassVar[Tuple[str, ...]] = ("status",)
+    `status` is the HTTP status, if any. `passing` is True where the same question may be answered later: no
+    connection, a timeout, a limit on the rate, a server in trouble.
+    """
+
+    field_names: ClassVar[Tuple[str, ...]] = ("status", "passing")
     status: Optional[int]
+    passing: Optional[bool]
 
 
 class RefNotFoundError(FetchError, ValueError):

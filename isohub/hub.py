@@ -6,6 +6,7 @@ torch.hub's names and meanings. Side: caller.
 
 from __future__ import annotations
 
+import ast
 import builtins
 import functools
 import inspect as inspect_module
@@ -13,8 +14,8 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, cast
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar,
 from isohub.checking import (
     check_choice,
     check_name,
+    check_path,
     checked_bytes,
     checked_seed,
     checked_timeout,
@@ -122,6 +124,8 @@ class Session:
         timeout_s: float | None = None,
         max_reply_bytes: int = _MAX_REPLY_BYTES,
     ) -> None:
+        for name, place in (("cache_dir", cache_dir), ("lockfile", lockfile)):
+            check_path(name, place)
         self._cache_dir = None if cache_dir is None else Path(cache_dir).expanduser().absolute()
         check_choice("offline", offline, (None, True, False))
         for name, value in (("frozen", frozen), ("submodules", submodules), ("lfs", lfs)):
@@ -211,13 +215,24 @@ class Session:
         if returns == "exported_program" and example_inputs is None:
             raise ValueError("returns='exported_program' needs example_inputs, a tuple of inputs to export with")
         keywords = merged(kwargs, entry_kwargs)
+        ours: dict[str, Any] = {
+            "returns": returns if returns != "handle" else None,
+            "example_inputs": example_inputs,
+            "environment": environment,
+            "device": device,
+            "seed": seed,
+            "timeout_s": timeout_s,
+        }
+        own = [name for name, value in ours.items() if value is not None]
         seed = checked_seed(seed)
         timeout_s = self._timeout_s if timeout_s is None else checked_timeout(timeout_s)
         wanted = Wanted(repo_or_dir, source, force_reload, skip_validation, verbose)
         with self._lease(wanted, timeout_s, trust_repo, returns) as link:
             from isohub.session.handles import mark_loaded
 
-            _open(link)
+            outline = _open(link, bound=self._bound())
+            if entry_kwargs is None:
+                _check_keywords(outline, model, own)
             link.ask("import", seed, phase="importing hubconf.py")
             built = link.ask("build", model, seed, [*args], keywords, phase=f"calling the entrypoint {model}()")
             mark_loaded(built)
@@ -225,8 +240,9 @@ class Session:
                 built = _moved(built, device, model)
             answer = _converted(built, returns, example_inputs)
         if trust_repo is True:
-            reference = link.checkout.reference
-            self._trust().add(reference.host, reference.owner, reference.repo)
+            pin, reference = link.checkout.pin, link.checkout.reference
+            commit = None if pin.validated else pin.commit
+            self._trust().add(reference.host, reference.owner, reference.repo, commit)
         return answer
 
     @_also_called_github
@@ -235,7 +251,7 @@ class Session:
         repo: RepoOrDir,
         force_reload: bool = False,
         skip_validation: bool = False,
-        trust_repo: bool | Literal["check"] | None = None,
+        trust_repo: bool | Literal["check"] | None = "check",
         verbose: bool = True,
         *,
         source: SourceName | None = None,
@@ -258,7 +274,7 @@ class Session:
         model: str,
         force_reload: bool = False,
         skip_validation: bool = False,
-        trust_repo: bool | Literal["check"] | None = None,
+        trust_repo: bool | Literal["check"] | None = "check",
         verbose: bool = True,
         *,
         source: SourceName | None = None,
@@ -288,7 +304,7 @@ class Session:
             Entrypoints with signatures and docstrings, and dependencies. The texts are the repo's, as they are.
         """
         wanted = Wanted(repo, source, force_reload, skip_validation, verbose)
-        return read_outline(self._catalog(source).checkout(wanted).path)
+        return read_outline(self._catalog(wanted.source).checkout(wanted).path)
 
     def fetch(
         self,
@@ -313,7 +329,7 @@ class Session:
             lfs: Bring the files behind Git LFS pointers; None leaves that to the session.
         """
         wanted = Wanted(repo, source, force_reload, skip_validation, verbose, submodules, lfs)
-        return self._catalog(source).checkout(wanted)
+        return self._catalog(wanted.source).checkout(wanted)
 
     def trust(self, repo: RepoOrDir) -> None:
         """Remember a repo as trusted: exactly this host, owner and name, and this commit if a full SHA is given.
@@ -353,6 +369,9 @@ class Session:
         self.close()
 
     # Parts.
+
+    def _bound(self) -> bool:
+        return self._lockfile is not None or is_offline(self._offline)
 
     def _root(self) -> Path:
         return Path(get_dir()) if self._cache_dir is None else self._cache_dir
@@ -411,8 +430,23 @@ class Session:
             if returns in ("torchscript", "exported_program"):
                 gate.check(returns)
             offline = is_offline(self._offline)
-            broker = Broker(self._root(), checkout.pin, offline=offline, lockfile=self._lockfile, held=held)
-            key = WorkerKey(sys.executable, str(checkout.path), checkout.commit, checkout.pin.name)
+            broker = Broker(
+                self._root(),
+                checkout.pin,
+                offline=offline,
+                lockfile=self._lockfile,
+                revalidate=wanted.force_reload,
+                held=held,
+            )
+            status = checkout.path.stat()
+            key = WorkerKey(
+                python=sys.executable,
+                path=str(checkout.path),
+                commit=checkout.commit,
+                place=(status.st_dev, status.st_ino),
+                bound=() if self._lockfile is None else (str(checkout.reference), *checkout.pin.extras),
+                name=checkout.pin.name,
+            )
             with pool.lease(key, timeout_s) as worker:
                 if worker.equip(broker):
                     undo.pop_all()  # the worker's, until it ends
@@ -421,7 +455,7 @@ class Session:
     def _look(self, wanted: Wanted, timeout_s: float | None, op: str, phase: str, *args: Any) -> Any:
         timeout_s = self._timeout_s if timeout_s is None else checked_timeout(timeout_s)
         with self._lease(wanted, timeout_s) as link:
-            _open(link)
+            _open(link, bound=self._bound())
             link.ask("import", None, phase="importing hubconf.py")
             return link.ask(op, *args, phase=phase)
 
@@ -430,33 +464,65 @@ def _reference(repo: RepoOrDir) -> Reference:
     return replace(repo.reference, ref=repo.commit) if isinstance(repo, Checkout) else parse(repo)
 
 
-def _open(link: Link) -> None:
-    """Everything that can be known before the repo's code runs."""
+def _open(link: Link, *, bound: bool) -> Outline:
+    """Everything that can be known before the repo's code runs.
+
+    Args:
+        link: To the worker.
+        bound: Whether the worker may download by its caller alone.
+    """
     checkout = link.checkout
     if checkout.submodules or checkout.lfs_pointers:
         _log.warning("%s", _lacking(checkout))
     outline = read_outline(checkout.path)
     dependencies = parse_dependencies(outline.dependencies)
     names = [dependency.import_name for dependency in dependencies if dependency.import_name is not None]
-    not_found: Any = link.ask("open", str(checkout.path), names, phase="looking for its dependencies")
+    not_found: Any = link.ask("open", str(checkout.path), names, bound, phase="looking for its dependencies")
     lacking = unmet(dependencies, not_found)
     if lacking:
         raise missing_error(lacking, checkout.pin.name, checkout.commit)
+    return outline
+
+
+def _check_keywords(outline: Outline, model: str, own: Sequence[str]) -> None:
+    """Refuse a keyword that could be meant for either, as far as hubconf's text tells."""
+    found = next((entry for entry in outline.entrypoints if entry.name == model), None)
+    both = [name for name in own if found is not None and name in _parameters(found.signature)]
+    if both:
+        raise TypeError(
+            f"{both[0]}= is a parameter of isohub's and of the entrypoint {model}(); which one is meant?\n"
+            f"hint: entry_kwargs={{'{both[0]}': ...}} for the entrypoint's; with entry_kwargs={{}} beside it, isohub's"
+        )
+
+
+def _parameters(signature: str | None) -> set[str]:
+    try:
+        (function,) = ast.parse(f"def f{signature}: pass").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return set()  # cut short, or unknown
+    assert isinstance(function, ast.FunctionDef)
+    arguments = function.args
+    return {argument.arg for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)}
 
 
 def _lacking(checkout: Checkout) -> str:
     """What a checkout does not hold, and how to bring it."""
+    in_place = checkout.reference.source == "local" and checkout.reference.ref is None
     found = (
-        ("submodules", "submodules", checkout.submodules),
-        ("lfs", "files behind Git LFS pointers", checkout.lfs_pointers),
+        ("submodules", "git submodule update --init", checkout.submodules),
+        ("lfs", "git lfs pull", checkout.lfs_pointers),
     )
-    parts = [
-        f"{len(paths)} {words} ({printable(', '.join(paths[:3]), newlines=False)}{', ...' if len(paths) > 3 else ''}); "
-        f"isohub.Session({option}=True) brings them"
-        for option, words, paths in found
-        if paths
-    ]
-    return f"{checkout.pin.name} is without {' and without '.join(parts)}"
+    words = {"submodules": "submodules", "lfs": "Git LFS files"}
+    lacking = [(option, command, paths) for option, command, paths in found if paths]
+    named = " and ".join(
+        f"{words[option]} ({printable(', '.join(paths[:3]), newlines=False)}{', ...' if len(paths) > 3 else ''})"
+        for option, _, paths in lacking
+    )
+    how = f"isohub.Session({', '.join(f'{option}=True' for option, _, _ in lacking)})"
+    how += f" or isohub fetch {' '.join(f'--{option}' for option, _, _ in lacking)} brings them"
+    if in_place:
+        how = f"in the directory, {' and '.join(command for _, command, _ in lacking)} brings them"
+    return f"{checkout.pin.name} is without its {named}; {how}"
 
 
 def _moved(built: Any, device: Any, model: str) -> Any:
@@ -478,7 +544,11 @@ def _converted(built: Any, returns: Returns, example_inputs: Any) -> Any:
             f"returns={returns!r} needs an entrypoint that gives one torch.nn.Module; "
             f"this one gave {type(built).__name__}\nhint: returns='handle' gives what it gave"
         )
-    with built:
+    from isohub.session.link import remote_of
+
+    remote = remote_of(built)
+    # An entrypoint may give an object that the caller has a handle to already: that one stays open.
+    with nullcontext() if remote is not None and remote.received[0] > 1 else built:
         if returns == "state_dict":
             return built.state_dict()
         inputs = example_inputs if isinstance(example_inputs, tuple) or example_inputs is None else (example_inputs,)

@@ -478,8 +478,15 @@ def test_a_repo_without_its_submodules_is_told(session, tmp_path, caplog):
     (tmp_path / "w.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 1\n")
     with caplog.at_level("WARNING", "isohub"):
         assert session.load(tmp_path, "model") == 1
-    assert "1 submodules (parts); isohub.Session(submodules=True)" in caplog.text
-    assert "(w.bin); isohub.Session(lfs=True)" in caplog.text
+    assert "without its submodules (parts) and Git LFS files (w.bin)" in caplog.text
+    assert "in the directory, git submodule update --init and git lfs pull brings them" in caplog.text
+    from tests.servers.git_repo import GitRepo
+
+    repo = GitRepo(tmp_path / "clone")
+    repo.commit({"hubconf.py": "def model():\n    return 1\n", "w.bin": (tmp_path / "w.bin").read_text()})
+    with caplog.at_level("WARNING", "isohub"):
+        assert session.load(f"{repo.path}:main", "model") == 1
+    assert "isohub.Session(lfs=True) or isohub fetch --lfs brings them" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ Side: caller. Trust: names, refs and URLs are repos'; `output` escapes them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from isohub.repos.inventory import Inventory, StoredCheckout, StoredWeights
     from isohub.repos.removal import Kept, Plan
     from isohub.repos.verify import Damage
+    from isohub.repos.weights_entry import Scope
 
 __all__ = ["cache"]
 
@@ -62,11 +63,11 @@ def cache_dir(settings: Settings) -> None:
 @output_options
 @pass_settings
 def cache_ls(settings: Settings, /, repo: str | None, only: str | None) -> None:
-    """List checkouts and weights, of REPO or of all."""
+    """List checkouts and weights: all, or those of REPO, which may also be as rm takes it."""
     from isohub.repos.selection import commit_name, select
 
     inventory = _inventory()
-    chosen = select(inventory, None if repo is None else [repo])
+    chosen = select(inventory, None if repo is None else _named([repo]))
     checkouts = [] if only == "weights" else chosen.checkouts
     weights = [] if only == "checkouts" else chosen.weights
     leftovers = inventory.leftovers() if repo is None and only is None else []
@@ -76,14 +77,14 @@ def cache_ls(settings: Settings, /, repo: str | None, only: str | None) -> None:
         "dir": str(inventory.root),
         "bytes": total,
         "checkouts": [_checkout_data(each) for each in checkouts],
-        "weights": [_weights_data(each) for each in weights],
+        "weights": [_weights_data(each, chosen.urls) for each in weights],
         "leftovers": [{"path": str(each.path), "what": each.what, "bytes": each.bytes} for each in leftovers],
     }
     blocks: list[Block] = []
     if checkouts:
         blocks.append(_checkout_table(checkouts))
     if weights:
-        blocks.append(_weights_table(weights))
+        blocks.append(_weights_table(weights, chosen.urls))
     if leftovers:
         size = show_size(sum(each.bytes for each in leftovers))
         blocks.append(f"{_count(len(leftovers), 'leftover')} of writes that ended early, {size}: isohub cache prune")
@@ -97,16 +98,17 @@ def cache_ls(settings: Settings, /, repo: str | None, only: str | None) -> None:
 
 
 @cache.command("rm")
-@click.argument("repos", nargs=-1, metavar="[REPO[:REF] | REPO@COMMIT]...")
+@click.argument("repos", nargs=-1, metavar="[REPO[:REF] | REPO@COMMIT | URL | PATH]...")
 @click.option("--all", "everything", is_flag=True, help="Remove all checkouts and weights.")
 @_dry_run
 @output_options
 @pass_settings
 def cache_rm(settings: Settings, /, repos: tuple[str, ...], everything: bool, dry_run: bool) -> None:
-    """Remove repos with their weights, or single checkouts of them.
+    """Remove repos with their weights, or single checkouts or weights.
 
     REPO alone is all of a repo: its checkouts, and the weights that were downloaded for it. With a ref or a
-    commit it is that checkout. What is in use stays.
+    commit it is that checkout. URL is of weights, whoever has them; PATH is of either, as ls --quiet prints it.
+    What is in use stays.
     """
     from isohub.repos.removal import plan_removal
     from isohub.repos.selection import select
@@ -114,8 +116,9 @@ def cache_rm(settings: Settings, /, repos: tuple[str, ...], everything: bool, dr
     if bool(repos) == everything:
         raise click.UsageError("name a REPO, or say --all" if not repos else "--all and a REPO exclude each other")
     inventory = _inventory()
-    chosen = select(inventory, repos)
-    plan = plan_removal(inventory, chosen.checkouts, scopes=chosen.scopes, everything=everything)
+    chosen = select(inventory, _named(repos))
+    files = [file for weights in chosen.weights for file in weights.files]
+    plan = plan_removal(inventory, chosen.checkouts, files=files, scopes=chosen.scopes, everything=everything)
     _carry_out(settings, inventory, plan, dry_run, missing=chosen.missing)
 
 
@@ -157,6 +160,8 @@ def cache_verify(settings: Settings, /, repair: bool, dry_run: bool) -> None:
         return
     found = {"dir": str(inventory.root), "damages": [_damage_data(damage) for damage in damages]}
     blocks = _damage_blocks(damages) if damages else [f"all of {inventory.root} is as it was written"]
+    if any(damage.unit is not None for damage in damages):
+        blocks.append("hint: isohub cache verify --repair removes what is damaged, and the next load brings it again")
     settings.output.result(found, *blocks, quiet=[str(damage.path) for damage in damages])
     if damages:
         click.get_current_context().exit(1)
@@ -170,6 +175,12 @@ def _inventory() -> Inventory:
     from isohub.repos.layout import get_dir
 
     return Inventory(Path(get_dir()))
+
+
+def _named(texts: Sequence[str]) -> Sequence[str]:
+    if "" in texts:
+        raise click.UsageError("REPO is an empty text; name a repo, or leave it out")
+    return texts
 
 
 def _carry_out(
@@ -232,7 +243,7 @@ def _checkout_table(checkouts: Sequence[StoredCheckout]) -> Table:
     now = time.time()
     rows: list[Sequence[Cell]] = [
         (
-            each.url if each.scope[0] == "local" else repo_name(each.scope),
+            repo_name(each.scope, each.url),
             "+".join((each.commit[:10], *each.extras)),
             ", ".join(ref or "HEAD" for ref in each.refs),
             str(each.files),
@@ -244,7 +255,7 @@ def _checkout_table(checkouts: Sequence[StoredCheckout]) -> Table:
     return Table(("repo", "commit", "refs", "files", "size", "used"), rows, right=frozenset({3, 4}))
 
 
-def _weights_table(weights: Sequence[StoredWeights]) -> Table:
+def _weights_table(weights: Sequence[StoredWeights], urls: Mapping[Scope, str]) -> Table:
     from isohub.repos.selection import repo_name
 
     now = time.time()
@@ -255,7 +266,7 @@ def _weights_table(weights: Sequence[StoredWeights]) -> Table:
             rows.append(
                 (
                     file.url,
-                    repo_name(file.scope),
+                    repo_name(file.scope, urls.get(file.scope)),
                     file.sha256[:10],
                     "same file" if number else show_size(each.bytes),
                     Styled("in use", "yellow") if in_use else _ago(now - each.used),
@@ -266,7 +277,10 @@ def _weights_table(weights: Sequence[StoredWeights]) -> Table:
 
 def _damage_blocks(damages: Sequence[Damage]) -> list[Block]:
     rows = [(str(each.path), Styled(each.what, "red"), each.expected, each.got) for each in damages]
-    return [Table(("path", "damaged", "expected", "got"), rows), _count(len(damages), "damage")]
+    blocks: list[Block] = [Table(("path", "damaged", "expected", "got"), rows)]
+    likely = sorted({path for each in damages for path in each.likely})
+    blocks += [f"changed after the checkout was made, so likely: {path}" for path in likely]
+    return [*blocks, _count(len(damages), "damage")]
 
 
 def _checkout_data(checkout: StoredCheckout) -> dict[str, Any]:
@@ -286,21 +300,26 @@ def _checkout_data(checkout: StoredCheckout) -> dict[str, Any]:
         "bytes": checkout.bytes,
         "files": checkout.files,
         "created": checkout.created,
-        "used": checkout.used,
+        "used": _moment(checkout.used),
         "in_use": checkout.in_use,
     }
 
 
-def _weights_data(weights: StoredWeights) -> dict[str, Any]:
+def _weights_data(weights: StoredWeights, urls: Mapping[Scope, str]) -> dict[str, Any]:
     from isohub.repos.selection import repo_name
 
     return {
         "sha256": weights.sha256,
         "bytes": weights.bytes,
-        "used": weights.used,
+        "used": _moment(weights.used),
         "in_use": bool(weights.in_use),
         "files": [
-            {"url": each.url, "scope": list(each.scope), "name": repo_name(each.scope), "path": str(each.path)}
+            {
+                "url": each.url,
+                "scope": list(each.scope),
+                "name": repo_name(each.scope, urls.get(each.scope)),
+                "path": str(each.path),
+            }
             for each in weights.files
         ],
     }
@@ -311,7 +330,17 @@ def _kept_data(kept: Kept) -> dict[str, Any]:
 
 
 def _damage_data(damage: Damage) -> dict[str, Any]:
-    return {"path": str(damage.path), "what": damage.what, "expected": damage.expected, "got": damage.got}
+    return {
+        "path": str(damage.path),
+        "what": damage.what,
+        "expected": damage.expected,
+        "got": damage.got,
+        "likely": [str(path) for path in damage.likely],
+    }
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _ago(seconds: float) -> str:

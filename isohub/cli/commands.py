@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from inspect import cleandoc
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +18,7 @@ from isohub.errors import IsohubError
 
 if TYPE_CHECKING:
     from isohub.repos.pins import Checkout
+    from isohub.repos.trust import Trust, TrustEntry
 
 __all__ = ["fetch", "help_", "inspect", "list_", "trust"]
 
@@ -168,12 +170,14 @@ def trust() -> None:
 @pass_settings
 def trust_add(settings: Settings, /, repo: str) -> None:
     """Trust a repo: exactly this host, owner and name; all its commits, or one if REPO ends in a full SHA."""
-    from isohub.hub import Session
+    from isohub.repos.reference import parse
+    from isohub.repos.trust import TrustEntry, trust_location, trust_target
 
-    name = _trusted_name(repo)
-    with Session() as session:
-        session.trust(repo)
-    settings.output.result({"repo": name, "trusted": True}, f"{name} is trusted")
+    reference = parse(repo)
+    entry = TrustEntry(*trust_target(reference), location=trust_location(reference))
+    _trusted().add(entry.host, entry.owner, entry.repo, entry.commit, location=entry.location)
+    found = {"repo": entry.name, "location": entry.location, "trusted": True}
+    settings.output.result(found, f"{_with_location(entry)} is trusted")
 
 
 @trust.command("rm")
@@ -181,12 +185,9 @@ def trust_add(settings: Settings, /, repo: str) -> None:
 @output_options
 @pass_settings
 def trust_rm(settings: Settings, /, repo: str) -> None:
-    """Trust a repo no longer, or one commit of it."""
-    from isohub.hub import Session
-
-    name = _trusted_name(repo)
-    with Session() as session:
-        removed = session.untrust(repo)
+    """Trust a repo no longer, or one commit of it. REPO may also be as ls prints it."""
+    name = _trusted().named(repo).name
+    removed = _trusted().remove_text(repo)
     words = f"{name} is trusted no longer" if removed else f"{name} was not trusted"
     settings.output.result({"repo": name, "trusted": False, "removed": removed}, words)
 
@@ -196,19 +197,22 @@ def trust_rm(settings: Settings, /, repo: str) -> None:
 @pass_settings
 def trust_ls(settings: Settings) -> None:
     """List the trusted repos."""
-    from isohub.hub import Session
+    entries = _trusted().entries()
+    names = [entry.name for entry in entries]
+    found = {"trusted": names, "locations": {entry.name: entry.location for entry in entries if entry.location}}
+    lines = [_with_location(entry) for entry in entries]
+    settings.output.result(found, *(lines or ["no repo is trusted"]), quiet=names)
 
-    with Session() as session:
-        names = session.trusted()
-    settings.output.result({"trusted": names}, *(names or ["no repo is trusted"]), quiet=names)
+
+def _trusted() -> Trust:
+    from isohub.repos.layout import get_dir
+    from isohub.repos.trust import Trust
+
+    return Trust(Path(get_dir()))
 
 
-def _trusted_name(repo: str) -> str:
-    from isohub.repos.reference import parse
-    from isohub.repos.trust import trust_target
-
-    host, owner, name, commit = trust_target(parse(repo))
-    return "/".join(filter(None, (host, owner, name))) + (f"@{commit}" if commit else "")
+def _with_location(entry: TrustEntry) -> str:
+    return entry.name if entry.location is None else f"{entry.name} ({entry.location})"
 
 
 def _first_line(text: str | None) -> str:

@@ -30,6 +30,8 @@ def read_age(ctx: click.Context, parameter: click.Parameter, value: str | None) 
 def _read(value: str, factors: Mapping[str, int], expected: str) -> float:
     match = _QUANTITY.fullmatch(value)
     factor = factors.get(match["unit"].lower()) if match else None
+    if match is not None and not match["unit"] and float(match["number"]) == 0:
+        return 0.0  # in any unit
     if match is None or factor is None:
         raise click.BadParameter(f"got {value!r}, expected {expected}")
     return float(match["number"]) * factor

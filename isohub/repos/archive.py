@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["extract_zip"]
+__all__ = ["RATIO_FREE_BYTES", "RATIO_LIMIT", "extract_zip"]
 
-# Apache POI refuses 100:1 and tar bombs start near deflate's own 1032:1. Real files of zeros
-# or of one repeated line pass 100:1, so small ones are let through whatever their ratio.
-_RATIO_LIMIT = 200
-_RATIO_FREE_BYTES = 16 << 20
+#: Of what is unpacked to what came. Apache POI refuses 100:1 and tar bombs start near deflate's own
+#: 1032:1. Real files of zeros or of one repeated line pass 100:1, so small ones are let through
+#: whatever their ratio.
+RATIO_LIMIT = 200
+RATIO_FREE_BYTES = 16 << 20
 # 200,000 entries at 46 bytes and a name each. zipfile reads the whole directory into memory.
 _DIRECTORY_LIMIT_BYTES = 64 << 20
 _SYMLINK_LIMIT_BYTES = 4095
@@ -42,7 +43,7 @@ _END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14
 
 def extract_zip(
     archive: IO[bytes], into: Path, *, origin: str, commit: str | None = None, limits: Limits = DEFAULT_LIMITS
-) -> None:
+) -> bool:
     """Unpack an archive, its top directory removed.
 
     Args:
@@ -51,6 +52,9 @@ def extract_zip(
         origin: Where the archive comes from, for messages.
         commit: What the comment must be, if it is a commit id at all.
         limits: Bounds on what is written.
+
+    Returns:
+        Whether the comment names the commit. It is the archive's own word.
 
     Raises:
         IntegrityError: It is no zip, is damaged, is of another commit, or holds what no archive of
@@ -61,8 +65,9 @@ def extract_zip(
     try:
         _check_directory_size(archive, size_bytes, origin)
         with zipfile.ZipFile(archive) as opened:
-            _check_commit(opened.comment, commit, origin)
+            names_commit = _check_commit(opened.comment, commit, origin)
             _extract(opened, size_bytes, into, origin, limits)
+            return names_commit
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error, ValueError) as error:
         reason = printable(str(error), limit_chars=300, newlines=False)
         raise IntegrityError(
@@ -95,7 +100,7 @@ def _check_directory_size(archive: IO[bytes], size_bytes: int, origin: str) -> N
         )
 
 
-def _check_commit(comment: bytes, commit: str | None, origin: str) -> None:
+def _check_commit(comment: bytes, commit: str | None, origin: str) -> bool:
     claimed_commit = comment.decode("ascii", "replace").strip()
     if commit is not None and _COMMIT.fullmatch(claimed_commit) and claimed_commit != commit:
         raise IntegrityError(
@@ -104,6 +109,7 @@ def _check_commit(comment: bytes, commit: str | None, origin: str) -> None:
             expected=commit,
             got=claimed_commit,
         )
+    return claimed_commit == commit
 
 
 def _extract(opened: zipfile.ZipFile, size_bytes: int, into: Path, origin: str, limits: Limits) -> None:
@@ -137,9 +143,9 @@ def _check_entry(info: zipfile.ZipInfo, name: str, writer: TreeWriter) -> None:
         raise writer.refusal(name, "is encrypted")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise writer.refusal(name, f"uses compression method {info.compress_type}; only stored and deflated are read")
-    if info.file_size > _RATIO_FREE_BYTES and info.file_size > _RATIO_LIMIT * max(info.compress_size, 1):
+    if info.file_size > RATIO_FREE_BYTES and info.file_size > RATIO_LIMIT * max(info.compress_size, 1):
         raise writer.refusal(
-            name, f"unpacks {info.compress_size} bytes to {info.file_size}, more than {_RATIO_LIMIT} to 1"
+            name, f"unpacks {info.compress_size} bytes to {info.file_size}, more than {RATIO_LIMIT} to 1"
         )
 
 

@@ -2,22 +2,28 @@
 
     <root>/weights/blobs/<first 2 hex>/<sha256>         mode 0444
 
-A blob gets its name by one rename or link after its bytes were flushed, so that a name is a promise about
-the content. A file elsewhere in the store is a hard link to its blob, or a copy where links are not possible.
+Rules:
+  1. A blob gets its name by one rename or link after its bytes were flushed, so that a name is a promise about
+     the content. No blob is ever written to: what has its name may be another file, never another content.
+  2. A file elsewhere in the store is a hard link to its blob, or a copy where links are not possible.
+  3. Whoever was told a blob's path has `hold` of it. Whoever removes a blob has `claim` to it before, and
+     looks only then whether anything links to it.
 
 OSErrors pass through. Runs in the caller. Trust: file names and contents come from the network.
 
-Source: link(2), copy_file_range(2), inode(7) for what the times mean.
+Source: link(2), flock(2), copy_file_range(2), inode(7) for what the times mean.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import logging
 import os
 import secrets
 import stat
+import time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -27,7 +33,7 @@ from isohub.repos.disk import flush_directory
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Blobs", "Stamp", "copy_into", "hash_file", "open_regular"]
+__all__ = ["Blobs", "Stamp", "copy_into", "hash_file", "hash_known", "open_regular"]
 
 _log = logging.getLogger("isohub.repos")
 _CHUNK_BYTES = 1 << 20
@@ -36,6 +42,14 @@ _CHUNK_BYTES = 1 << 20
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK, errno.EACCES})
 # What copy_file_range(2) says where read and write do it instead.
 _NO_RANGE_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF})
+# Whoever looks whether a blob is in use, or removes it, has it for himself for less than this together.
+_HOLD_TRIES = 20
+_HOLD_WAIT_S = 0.01
+# A change within the same tick of the file system's clock leaves the times as they are. exFAT's ticks are of 2 s.
+_SETTLED_NS = 2_000_000_000
+# So many files are remembered: more than anybody loads in one process.
+_KNOWN_LIMIT = 4096
+_known: dict[tuple[int, Stamp], str] = {}
 
 
 class Stamp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,6 +104,64 @@ class Blobs:
         _put(file, blob, move=move)
         flush_directory(blob.parent)
 
+    def hold(self, sha256: str, file: Path) -> int | None:
+        """Say that a blob is in use, for as long as the descriptor stays open, whatever ends its holder.
+
+        Args:
+            sha256: Which one.
+            file: Its content, from which it is made again if it is gone or another.
+
+        Returns:
+            A descriptor of the caller's, or None where nobody can be kept out: the file system has no such locks,
+            or somebody has it for himself and does not give it back. A worker that was given the file can do
+            that; it keeps the blob from being removed all the same.
+        """
+        for _ in range(_HOLD_TRIES):
+            if not self._has(sha256, file):
+                self.add(file, sha256, move=False)
+            try:
+                return self._locked(sha256, fcntl.LOCK_SH)
+            except FileNotFoundError:
+                continue  # somebody has just removed it
+            except BlockingIOError:
+                time.sleep(_HOLD_WAIT_S)
+        return None
+
+    def _has(self, sha256: str, file: Path) -> bool:
+        blob = self.path(sha256)
+        try:
+            # A copy, where links are not possible, is another file, and so is a restored backup.
+            return os.path.samestat(file.lstat(), blob.lstat()) or hash_known(blob)[0] == sha256
+        except FileNotFoundError:
+            return False
+
+    def claim(self, sha256: str) -> int | None:
+        """Have a blob for oneself, to remove it.
+
+        Returns:
+            A descriptor of the caller's, or None where the file system has no such locks.
+
+        Raises:
+            BlockingIOError: Somebody uses it.
+            FileNotFoundError: It is gone.
+        """
+        return self._locked(sha256, fcntl.LOCK_EX)
+
+    def _locked(self, sha256: str, operation: int) -> int | None:
+        path = self.path(sha256)
+        descriptor = open_regular(path)
+        try:
+            fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(descriptor), path.lstat()):
+                raise FileNotFoundError(errno.ENOENT, "it was replaced", str(path))
+        except (BlockingIOError, FileNotFoundError):
+            os.close(descriptor)
+            raise
+        except OSError:  # ENOLCK, EBADF, ENOSYS: network file systems
+            os.close(descriptor)
+            return None
+        return descriptor
+
     def link(self, sha256: str, target: Path) -> None:
         """Give a blob another name; what had the name before has it no longer.
 
@@ -117,6 +189,26 @@ def hash_file(path: Path) -> tuple[str, Stamp]:
         return digest.hexdigest(), stamp
     finally:
         os.close(descriptor)
+
+
+def hash_known(path: Path) -> tuple[str, int]:
+    """SHA-256 of a regular file, in hex, and its size, as it is now: hashed, unless this process has done so.
+
+    What was hashed is remembered by its device and stamp, once its times are old enough to show every change.
+    """
+    status = path.lstat()
+    known = (status.st_dev, Stamp.of(status))
+    digest = _known.get(known)
+    if digest is not None:
+        return digest, status.st_size
+    began_ns = time.time_ns()
+    digest, _ = hash_file(path)
+    after = path.lstat()
+    if known == (after.st_dev, Stamp.of(after)) and began_ns - after.st_ctime_ns > _SETTLED_NS:
+        if len(_known) >= _KNOWN_LIMIT:
+            _known.clear()
+        _known[known] = digest
+    return digest, after.st_size
 
 
 def open_regular(path: Path) -> int:

@@ -52,6 +52,10 @@ class Wanted:
     submodules: bool | None = None
     lfs: bool | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.source, str):  # torch.hub takes it in any case of letters
+            object.__setattr__(self, "source", self.source.lower())
+
 
 def is_offline(offline: bool | None) -> bool:
     """Whether the network may not be used: what was said, else ``ISOHUB_OFFLINE``."""
@@ -90,30 +94,54 @@ class Catalog:
             InvalidReferenceError, FetchError: It cannot be brought.
             LockMismatchError: It is not what the lockfile names.
         """
-        pin = self._pin(wanted)
-        checkout = self.store.fetch(pin, force_reload=wanted.force_reload, progress=wanted.verbose)
-        if self.lockfile is not None:
-            checkout = self.store.measured(checkout)
-            self.lockfile.check(checkout)
+        checkout, held = self.hold(wanted)
+        if held is not None:
+            os.close(held)
         return checkout
 
     def hold(self, wanted: Wanted) -> tuple[Checkout, int | None]:
-        """A checkout that nothing removes as long as the descriptor, if there is one, stays open."""
-        for _ in range(_TRIES):
-            checkout = self.checkout(wanted)
+        """A checkout that nothing removes as long as the descriptor, if there is one, stays open.
+
+        Raises: as `checkout`.
+        """
+        pin, locked = self._pin(wanted)
+        for attempt in range(_TRIES):
             try:
-                return checkout, self.store.hold(checkout)
+                checkout = self.store.fetch(
+                    pin, force_reload=wanted.force_reload and attempt == 0, progress=wanted.verbose
+                )
+            except SourceUnavailableError as error:
+                if locked is None or error.status not in (404, 410):
+                    raise
+                raise SourceUnavailableError(
+                    f"{error.message}; {locked} locks this commit for {pin.reference}",
+                    hint=f"if its history was rewritten: isohub lock --upgrade '{pin.reference}' --lockfile {locked}",
+                    **error.fields,
+                ) from error
+            try:
+                held = self.store.hold(checkout)
             except FileNotFoundError:
-                _log.info("%s was removed by somebody; bringing it again", checkout.pin.name)
+                _log.info("%s was removed by somebody; bringing it again", pin.name)
+                continue
+            try:
+                if self.lockfile is not None:
+                    checkout = self.store.measured(checkout)
+                    self.lockfile.check(checkout)
+            except BaseException:
+                if held is not None:
+                    os.close(held)
+                raise
+            return checkout, held
         raise SourceUnavailableError(
-            f"{checkout.pin.name} is removed from {self.store.root} as soon as it is there",
+            f"{pin.name} is removed from {self.store.root} as soon as it is there",
             hint="is `isohub cache rm` or `prune` running in a loop?",
-            reference=str(checkout.reference),
+            reference=str(pin.reference),
         )
 
-    def _pin(self, wanted: Wanted) -> Pin:
+    def _pin(self, wanted: Wanted) -> tuple[Pin, Path | None]:
+        """The pin, and the lockfile that names it."""
         if isinstance(wanted.repo, Checkout):
-            return wanted.repo.pin  # `checkout` holds it against the lockfile
+            return wanted.repo.pin, None  # `hold` holds it against the lockfile
         reference = parse(wanted.repo, wanted.source)
         submodules = self._submodules if wanted.submodules is None else wanted.submodules
         lfs = self._lfs if wanted.lfs is None else wanted.lfs
@@ -121,11 +149,12 @@ class Catalog:
         if reference.source == "local" and reference.ref is None:
             extras = ()  # the directory as it stands
         locked = None if self.lockfile is None else self.lockfile.pin(reference, extras)
-        if locked is not None:
-            return locked
-        return self.store.resolve(
+        if locked is not None and self.lockfile is not None:
+            return self.store.shown(locked), self.lockfile.path
+        pin = self.store.resolve(
             reference,
             force_reload=wanted.force_reload,
             skip_validation=wanted.skip_validation,
             extras=extras,
         )
+        return pin, None

@@ -11,11 +11,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import glob
 import logging
 import os
 import shutil
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from filelock import BaseFileLock, FileLock, Timeout
@@ -121,6 +122,8 @@ def hold(directory: Path) -> int | None:
 def claim(directory: Path) -> int | None:
     """Have a directory for oneself, to remove it.
 
+    Who uses an earlier one of that name, which a forced fetch has put aside as ``.trash-<name>-*``, uses this.
+
     Returns:
         A descriptor of the caller's, or None where the file system has no such locks.
 
@@ -131,6 +134,11 @@ def claim(directory: Path) -> int | None:
     descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for earlier in directory.parent.glob(f".trash-{glob.escape(directory.name)}-*"):
+            with suppress(FileNotFoundError):
+                beside = claim(earlier)
+                if beside is not None:
+                    os.close(beside)
     except BlockingIOError:
         os.close(descriptor)
         raise
@@ -206,6 +214,7 @@ def locked(directory: Path, name: str = ".lock") -> Iterator[None]:
 
 _HINTS = {
     errno.ENOSPC: "make room (isohub cache prune), or set ISOHUB_HOME to a directory on a disk that has some",
+    errno.EFBIG: "a limit on the size of files holds here (ulimit -f); raise it",
     errno.EDQUOT: "make room (isohub cache prune), or set ISOHUB_HOME to a directory without that quota",
     errno.ENOLCK: "this file system gives no locks: set ISOHUB_HOME to a directory on a local disk",
     errno.ENOSYS: "this file system gives no locks: set ISOHUB_HOME to a directory on a local disk",
@@ -229,7 +238,7 @@ def disk_errors(root: Path, what: str) -> Iterator[None]:
 
 
 def _disk_error(root: Path, what: str, error: OSError) -> SourceUnavailableError:
-    where = f" ({printable(str(error.filename), newlines=False)})" if error.filename else ""
+    where = f" ({printable(os.fsdecode(error.filename), newlines=False)})" if error.filename else ""
     return SourceUnavailableError(
         f"the store at {root} cannot be used: {error.strerror or error}{where}",
         hint=_HINTS.get(error.errno or 0, "set ISOHUB_HOME to a directory that can be written"),

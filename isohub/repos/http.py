@@ -10,13 +10,17 @@ Source: RFC 9110 (status codes, Retry-After in 10.2.3, redirects in 15.4), RFC 7
 
 from __future__ import annotations
 
+import http.client
 import random
 import threading
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import requests
+from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 
 from isohub.errors import SourceUnavailableError, printable
@@ -53,13 +57,79 @@ BACKOFF_S = 0.5
 WAIT_LIMIT_S = 10.0
 _REDIRECTS = 5  # curl's and Go's default is 10; GitHub needs 2
 _CHUNK_BYTES = 1 << 16
+# curl's MAX_HTTP_RESP_HEADER_SIZE. http.client bounds the lines of one answer, and not how many "100 Continue"
+# come before it.
+_HEAD_LIMIT_BYTES = 300 << 10
 _OK = frozenset({200})
 # One layer that zlib undoes, which grows at most a thousandfold: a chunk of it fits into memory.
 _CODINGS = frozenset({"", "identity", "gzip", "x-gzip", "deflate"})
 
 
+class _Head:
+    """The lines before a body, which end at some time."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._left_bytes = _HEAD_LIMIT_BYTES
+
+    def readline(self, limit: int = -1, /) -> bytes:
+        line: bytes = self._file.readline(limit)
+        self._left_bytes -= len(line)
+        if self._left_bytes < 0:
+            raise http.client.HTTPException(f"more than {_HEAD_LIMIT_BYTES} bytes before a body")
+        return line
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Response(http.client.HTTPResponse):
+    def begin(self) -> None:
+        file = self.fp
+        head: Any = _Head(file)
+        self.fp = head
+        try:
+            super().begin()
+        finally:
+            if self.fp is head:  # else it was closed
+                self.fp = file
+
+
+class _Connection(HTTPConnection):
+    response_class = _Response
+
+
+class _TlsConnection(HTTPSConnection):
+    response_class = _Response
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+class _Adapter(HTTPAdapter):
+    """requests' own, over connections that bound what comes before a body."""
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        self.poolmanager.pool_classes_by_scheme = _POOLS
+
+    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, **options)
+        if not proxy.lower().startswith("socks"):  # whose pools have connections of their own
+            manager.pool_classes_by_scheme = _POOLS
+        return manager
+
+
+_POOLS = {"http": _Pool, "https": _TlsPool}
+
+
 class _Session(requests.Session):
-    """`requests.Session` that is stricter about redirects."""
+    """`requests.Session` that is stricter about redirects and about what comes before a body."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,6 +137,8 @@ class _Session(requests.Session):
         self.headers["User-Agent"] = "isohub"
         self.headers["Accept-Encoding"] = "gzip, deflate"
         self.hooks["response"].append(_bound_redirect)
+        for scheme in ("http://", "https://"):
+            self.mount(scheme, _Adapter())
 
     def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
         # requests keeps the header on some changes of port and scheme; here any change drops it,
@@ -230,13 +302,13 @@ class HttpClient:
             what = f"nothing came for {READ_TIMEOUT_S:g} s"
             if isinstance(error, requests.exceptions.ConnectTimeout):
                 what = f"no connection within {CONNECT_TIMEOUT_S:g} s"
-            raise stumble(f"{host_in(url)}: {what}", url) from without_secrets(error)
+            raise stumble(f"{host_in(url)}: {what}", url, error) from without_secrets(error)
         except requests.exceptions.ConnectionError as error:
             text = f"{host_in(url)} cannot be reached, or ended the connection early: {reason(error)}"
-            raise stumble(text, url) from without_secrets(error)
+            raise stumble(text, url, error) from without_secrets(error)
         except requests.exceptions.ChunkedEncodingError as error:
             text = f"{host_in(url)} ended its answer early: {reason(error)}"
-            raise stumble(text, url) from without_secrets(error)
+            raise stumble(text, url, error) from without_secrets(error)
         except requests.exceptions.RequestException as error:
             raise SourceUnavailableError(f"{host_in(url)}: {reason(error)}", url=shown(url)) from without_secrets(error)
 

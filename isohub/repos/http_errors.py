@@ -11,6 +11,7 @@ documentation of rate limits.
 from __future__ import annotations
 
 import email.utils
+import http.client
 import os
 import re
 import ssl
@@ -46,7 +47,11 @@ _CERTIFICATES_HINT = "set it to a file of certificates in the form that `openssl
 _USERINFO = re.compile(r"://\S*@")
 # What stands for a port and is none may be a password, whose sign is in the part that is cut off.
 _NO_PORT = re.compile(r"(://[^/\[\]:]*):(?![0-9]*(?:/|$)).*", re.DOTALL)
+# urllib3 begins with the connection, as an object or by its class's name.
+_OBJECT = re.compile(r"<[^<>]* at 0x[0-9a-f]+>(?:: )?|\b\w*Connection(?:Pool)?\(host=[^()]*\): ")
 _QUERY = re.compile(r"\?[^\s'\")]*")
+# What a proxy says to a CONNECT that it will not do, whenever it is asked.
+_NO_TUNNEL = re.compile(r"Tunnel connection failed: 4(?!08|29)")
 _NETWORK_HINT = "check the network and the proxy settings (HTTPS_PROXY); a commit that is in the store needs no network"
 
 
@@ -90,7 +95,8 @@ def status_error(
         hint = "wait, or name the full commit id, which needs no request once fetched"
         if token is not None and sent is None:
             hint = f"set {token} for a higher limit, or name the full commit id, which needs no request once fetched"
-        return TryAgain(SourceUnavailableError(text, hint=hint, url=shown(url), status=status), wait_s)
+        limited = SourceUnavailableError(text, hint=hint, url=shown(url), status=status, passing=True)
+        return TryAgain(limited, wait_s)
     phrase = printable(response.reason or "", limit_chars=80, newlines=False)
     text = f"{host_in(url)} answers HTTP {status} {phrase}".rstrip() + f" for {shown(url)}"
     refused_hint = None
@@ -101,7 +107,8 @@ def status_error(
     elif status == 300:
         text += ": the name means several things there"
         refused_hint = "name the full commit id, or refs/heads/... or refs/tags/..."
-    error = SourceUnavailableError(text, hint=refused_hint, url=shown(url), status=status)
+    passing = status in _RETRIED_STATUSES or status >= 500
+    error = SourceUnavailableError(text, hint=refused_hint, url=shown(url), status=status, passing=passing)
     return TryAgain(error, wait_s) if status in _RETRIED_STATUSES else error
 
 
@@ -187,18 +194,25 @@ def tls_error(url: str, error: requests.exceptions.SSLError) -> SourceUnavailabl
                 hint=_CERTIFICATES_HINT,
                 url=shown(url),
             )
-    return stumble(f"{host_in(url)} cannot be spoken to by TLS: {reason(error)}", url)
+    return stumble(f"{host_in(url)} cannot be spoken to by TLS: {reason(error)}", url, error)
 
 
-def stumble(text: str, url: str) -> TryAgain:
-    """What the network did to a try."""
-    return TryAgain(SourceUnavailableError(text, hint=_NETWORK_HINT, url=shown(url)))
+def stumble(text: str, url: str, error: requests.exceptions.RequestException) -> TryAgain:
+    """What the network did to a try. It passes, unless something answers and does not speak our language."""
+    root = _root(error)
+    passing = not _NO_TUNNEL.search(str(root))
+    if isinstance(root, ssl.SSLError):
+        passing = isinstance(root, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
+    elif isinstance(root, http.client.HTTPException):
+        passing = isinstance(root, (http.client.RemoteDisconnected, http.client.IncompleteRead))
+    return TryAgain(SourceUnavailableError(text, hint=_NETWORK_HINT, url=shown(url), passing=passing))
 
 
 def _root(error: BaseException) -> BaseException:
     inner = error
     while True:
-        within = inner.args[0] if inner.args else None
+        # urllib3 puts what happened behind its own words: ("Connection aborted.", RemoteDisconnected(...)).
+        within = next((each for each in inner.args if isinstance(each, BaseException)), None)
         behind = getattr(inner, "reason", None)  # as urllib3 names it
         if isinstance(behind, BaseException):
             inner = behind
@@ -211,7 +225,7 @@ def _root(error: BaseException) -> BaseException:
 def reason(error: BaseException) -> str:
     """What an exception says at its bottom, without addresses' passwords and queries."""
     root = _root(error)
-    text = re.sub(r"<[^<>]* at 0x[0-9a-f]+>(?:: )?", "", str(root)) or type(root).__name__
+    text = _OBJECT.sub("", str(root)) or type(root).__name__
     text = _QUERY.sub("?***", _USERINFO.sub("://***@", text))
     return printable(text, limit_chars=300, newlines=False)
 

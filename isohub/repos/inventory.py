@@ -9,6 +9,7 @@ Source: stat(2), st_blocks; flock(2).
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import stat
@@ -35,6 +36,7 @@ __all__ = [
     "Leftover",
     "StoredCheckout",
     "StoredWeights",
+    "claim_file",
     "decode_component",
     "is_locked",
     "partial_key",
@@ -114,12 +116,15 @@ class Leftover:
             ``blob`` (that nothing links to) or ``file`` (of a write that was killed).
         bytes: On the disk.
         live: Whether its writer may still be at work.
+        in_use: Whether somebody uses it now: a tree that a forced fetch replaced under its worker, a blob
+            whose last entry went.
     """
 
     path: Path
     what: str
     bytes: int
     live: bool
+    in_use: bool = False
 
 
 class Inventory:
@@ -199,7 +204,7 @@ class Inventory:
         return sorted(found, key=lambda weights: weights.files[0].url)
 
     def leftovers(self) -> list[Leftover]:
-        """Everything else, by path.
+        """Everything else, by path; blobs last, since other leftovers may link to them.
 
         Raises:
             SourceUnavailableError: The disk failed.
@@ -207,7 +212,7 @@ class Inventory:
         with disk_errors(self.root, "its leftovers"):
             found = [*self._of_checkouts(), *self._of_entries(), *self._of_blobs(), *self._of_partial()]
             found += [Leftover(path, "file", _usage(path), False) for path in self.root.glob(".trust.json.*")]
-        return sorted(found, key=lambda leftover: leftover.path)
+        return sorted(found, key=lambda leftover: (leftover.what == "blob", leftover.path))
 
     def repositories(self) -> Iterator[tuple[Scope, Path]]:
         """Every repository that has a directory of checkouts."""
@@ -230,7 +235,7 @@ class Inventory:
                         continue
                     what = "broken"
                 live = is_locked(directory / ".lock") if live is None else live
-                yield Leftover(path, what, _usage(path), live)
+                yield Leftover(path, what, _usage(path), live, _is_directory(path) and _is_used(path))
 
     def _of_entries(self) -> Iterator[Leftover]:
         known = {entry.place(self.root) for entry in read_entries(self.root)}
@@ -252,7 +257,7 @@ class Inventory:
         for directory in subdirectories(self.root / "weights" / "blobs"):
             for path in _entries(directory):
                 if path.name not in known:
-                    yield Leftover(path, "blob", _usage(path), live)
+                    yield Leftover(path, "blob", _usage(path), live, _is_file(path) and _is_used(path))
 
     def _of_partial(self) -> Iterator[Leftover]:
         directory = self.root / "weights" / "partial"
@@ -265,6 +270,25 @@ class Inventory:
                 yield Leftover(path, "file", _usage(path), is_locked(directory / f"{path.name[1:41]}.lock"))
         for key, paths in parts.items():
             yield Leftover(max(paths, key=_usage), "partial", _usage(*paths), is_locked(directory / f"{key}.lock"))
+
+
+def claim_file(path: Path) -> int | None:
+    """Have a file for oneself, to remove it, as `disk.claim` has a directory; whoever reads it shares its lock.
+
+    Raises:
+        BlockingIOError: Somebody uses it.
+        FileNotFoundError: It is gone.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:  # a file system without such locks
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def subdirectories(directory: Path) -> list[Path]:
@@ -327,9 +351,16 @@ def _is_directory(path: Path) -> bool:
         return False
 
 
-def _is_used(directory: Path) -> bool:
+def _is_file(path: Path) -> bool:
     try:
-        descriptor = claim(directory)
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _is_used(path: Path) -> bool:
+    try:
+        descriptor = claim_file(path) if _is_file(path) else claim(path)
     except BlockingIOError:
         return True
     except FileNotFoundError:

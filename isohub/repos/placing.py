@@ -10,7 +10,8 @@ Rules:
      list, and afterwards the list holds it alone. Whatever was killed in between, the file's content says
      which URL it came from.
   3. A file whose content is in no record is the user's own.
-  4. An unfinished directory is removed by the next writer, once its own has ended: flock(2) tells.
+  4. A placed file that was of no use stays, and its record says so: the next call asks its URL again.
+  5. An unfinished directory is removed by the next writer, once its own has ended: flock(2) tells.
 
 Runs in the caller. Trust: the user's own directory; others may write there too, but to nothing that is
 removed here: names, owner and kind are checked.
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["Origin", "directory_lock", "origin_of", "place", "workspace"]
+__all__ = ["Origin", "directory_lock", "origin_of", "place", "reject", "workspace"]
 
 _log = logging.getLogger("isohub.repos")
 _WORKSPACE = re.compile(r"\.isohub-[0-9a-f]{16}")
@@ -52,11 +53,13 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         key: Of the whole URL.
         url: Without query and fragment.
         sha256: Of the file, in hex.
+        rejected: Whether the file was of no use.
     """
 
     key: str
     url: str
     sha256: str
+    rejected: bool = False
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,6 +109,25 @@ def place(source: Path, file: Path, origin: Origin) -> None:
     _write(space, file, _Record(1, (*before, origin), None))
     source.replace(file)
     _write(space, file, _Record(1, (origin,), Stamp.of(file.lstat())))
+
+
+def reject(file: Path) -> bool:
+    """Note that a placed file was of no use. Whoever calls has the directory's lock, shared or exclusive.
+
+    Returns:
+        False if it is the user's own.
+
+    Raises:
+        OSError: The disk refused.
+    """
+    origin = origin_of(file)
+    if origin is None:
+        return False
+    rejected = msgspec.structs.replace(origin, rejected=True)
+    with workspace(file.parent) as space:
+        # Without a stamp: should the user put another file there now, its content tells.
+        _write(space, file, _Record(1, (rejected,), None))
+    return True
 
 
 @contextmanager

@@ -10,11 +10,13 @@ Runs in the caller. Trust: the store's own files; they hold text that a repo or 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
+import stat
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import msgspec
 
@@ -50,10 +52,19 @@ def write_record(path: Path, record: msgspec.Struct) -> None:
         raise
 
 
+def _opened(path: Path) -> IO[bytes]:
+    # Neither what a link leads to nor a pipe that never ends: a process of this user's may have put it there.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
 def read_record(path: Path, kind: type[_T]) -> _T | None:
     """A record, or None where there is no whole one."""
     try:
-        with path.open("rb") as stream:
+        with _opened(path) as stream:
             sealed = msgspec.json.decode(stream.read(_LIMIT_BYTES), type=_Sealed)
         body = bytes(sealed.record)
         if hashlib.sha256(body).hexdigest() != sealed.sha256:

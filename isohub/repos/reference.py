@@ -59,9 +59,11 @@ class Reference:
     Attributes:
         text: What was written. Not compared: two spellings of one thing are equal.
         source: Which kind of place it is.
-        host: ``github.com``, ``127.0.0.1:8123``; ``local`` for directories and clones.
-        owner: May hold slashes for git hosts with groups, and be empty for hosts without. For
-            local ones a hash of the parent directory, so that two `models` never meet.
+        host: ``github.com``, ``127.0.0.1:8123``; ``ssh:git@host`` by ssh, where the user decides
+            what a path means; ``local`` for directories and clones.
+        owner: May hold slashes for git hosts with groups, and be empty for hosts without. By ssh
+            it begins with ``~`` if the path does so. For local ones a hash of the parent
+            directory, so that two `models` never meet.
         repo: Last component without ``.git``, or the directory's name.
         location: Clone URL, or absolute path with symlinks resolved.
         ref: None for the remote's HEAD; for a local directory, the tree as it stands.
@@ -158,8 +160,11 @@ def parse(text: str | os.PathLike[str], source: SourceName | None = None) -> Ref
         absolute = path.startswith("/")
         url = f"ssh://{scp['user']}@{scp['host']}/{quote(path.removeprefix('/'), safe='/')}{at}{quote(ref, safe='/')}"
         found = _parse_url(_Text(f"{url}{hash_mark}{fragment}", shown), source)
+        if absolute:
+            return found
         # As a URL the path begins at the root; git takes this form's to begin at the user's home.
-        return found if absolute else replace(found, location=f"{scp['user']}@{found.host}:{path.removesuffix('/')}")
+        location = f"{scp['user']}@{scp['host'].lower()}:{path.removesuffix('/')}"
+        return replace(found, owner="/".join(filter(None, ("~", found.owner))), location=location)
     return _parse_short(given, source)
 
 
@@ -210,7 +215,9 @@ def _checked_ref(given: _Text, ref: str) -> str:
 def _checked_github_name(given: _Text, part: str, name: str) -> str:
     allowed = "letters, digits, '-', '_' and '.'"
     if not _GITHUB_NAME.fullmatch(name):
-        given.refuse(part, f"is {name!r}" if name else "is empty", allowed)
+        before, at, ref = name.partition("@")
+        hint = f"a ref follows a colon: {before}:{ref}" if part == "repo" and at and before and ref else None
+        given.refuse(part, f"is {name!r}" if name else "is empty", allowed, hint)
     if name in (".", "..") or (part == "owner" and name.startswith("-")) or name.lower().endswith(".git"):
         given.refuse(part, f"is {name!r}, which GitHub does not allow", allowed)
     if len(name) > _NAME_LIMIT_CHARS:
@@ -231,6 +238,8 @@ def _parse_short(given: _Text, source: SourceName | None) -> Reference:
             hint = f"for the directory, write ./{name} or pass source='local'"
         elif len(parts) > 2 and "." in parts[0]:
             hint = f"for another host, write https://{name}"
+        elif re.fullmatch(r"[\w.-]+@[\w.-]+:[^:]+:[^:]+", body):
+            hint = f"over ssh a ref follows an at sign: {body.rpartition(':')[0]}@{ref_text.rpartition(':')[2]}"
         elif "@" in parts[0]:
             hint = "for a clone over ssh, write user@host:owner/repo"
         problem = f"is {name!r}, which has {len(parts) - 1} slashes" if name else "is empty"
@@ -267,7 +276,7 @@ def _parse_url(given: _Text, source: SourceName | None) -> Reference:
             "user",
             "holds a credential, which would end in logs and files" if scheme != "ssh" else "is malformed",
             "no user or password in the URL" if scheme != "ssh" else "a plain user name without a password",
-            "set GITHUB_TOKEN, or keep the password in ~/.netrc",
+            "keep the password in ~/.netrc or with git's credential helper; for GitHub, GITHUB_TOKEN does as well",
         )
     try:
         host = host_of(scheme, netloc)
@@ -287,7 +296,8 @@ def _parse_url(given: _Text, source: SourceName | None) -> Reference:
     if kind == "github" and not github_host:
         given.refuse("host", f"is {host}", f"the GitHub server {github_server()}", "pass source='git' for another host")
     if scheme == "http" and not github_host and not _LOOPBACK.fullmatch(host):
-        given.refuse("scheme", "is http, on which anyone on the way can change the code", "https")
+        hint = f"write {given.shown.replace('http://', 'https://', 1)}"
+        given.refuse("scheme", "is http, on which anyone on the way can change the code", "https", hint)
 
     components = [_unquoted(given, "path", c) for c in path.removeprefix("/").removesuffix("/").split("/")]
     if kind == "github":
@@ -308,7 +318,7 @@ def _parse_url(given: _Text, source: SourceName | None) -> Reference:
     return Reference(
         text=given.shown,
         source="git",
-        host=host,
+        host=f"ssh:{user + at}{host}" if scheme == "ssh" else host,
         owner="/".join(components[:-1]),
         repo=repo,
         location=location,
@@ -323,7 +333,7 @@ def _github_from_url(
     if len(components) != 2:
         hint = None
         if len(components) > 3 and components[2] in ("tree", "blob", "commit", "commits", "pull"):
-            found = "/".join(components[3:])
+            found = components[3] if components[2] == "blob" else "/".join(components[3:])
             ref_text = f"pull/{components[3]}" if components[2] == "pull" else found
             hint = f"this is a page's address; write {components[0]}/{components[1]}:{ref_text}"
         given.refuse("path", f"has {len(components)} components", "owner/repo", hint)

@@ -5,7 +5,8 @@ Rules:
      Where the file system has no such locks nobody can know, and what was asked for goes.
   2. A checkout is renamed away under its repository's lock, and then loses its record before its tree: a
      reader sees all of it or none, and what is left after a kill is swept away by the next writer.
-  3. Of weights the entry goes first, then the file, then the blob, if nothing links to it any more.
+  3. Of weights the entry goes first, then the file, then the blob, if nothing links to it any more and nobody
+     has it locked: a worker may have been given its path.
   4. Leftovers of dead writers go with every `prune`; those of living ones are theirs.
   5. What somebody else removed meanwhile is removed. What the disk refuses stays, and that is said.
 
@@ -20,20 +21,30 @@ import os
 import secrets
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import Timeout
 
 from isohub.repos.disk import claim, lock_file, remove_tree
-from isohub.repos.inventory import CHECKOUT_NAME, Inventory, Leftover, StoredCheckout, StoredWeights, subdirectories
+from isohub.repos.inventory import (
+    CHECKOUT_NAME,
+    Inventory,
+    Leftover,
+    StoredCheckout,
+    StoredWeights,
+    claim_file,
+    subdirectories,
+)
 from isohub.repos.layout import CHECKOUT_RECORD
 from isohub.repos.resolutions import forget
+from isohub.repos.selection import commit_name
+from isohub.repos.weights_entry import read_entries
 from isohub.repos.weights_url import ENTRY_RECORD
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from isohub.repos.verify import Damage
     from isohub.repos.weights_entry import Scope, WeightsFile
@@ -51,9 +62,10 @@ class Removal:
     Attributes:
         path: What goes.
         what: ``checkout``, ``weights`` (a URL of a scope), or as `Leftover.what`.
-        name: For people: ``host/owner/repo@commit`` or a URL.
+        name: For people, as `selection.commit_name` gives it; or a URL.
         bytes: What the disk gets back.
         why: ``asked``, ``old``, ``room``, ``leftover`` or ``damaged``.
+        blob: The content of weights, where this is its last name.
     """
 
     path: Path
@@ -61,6 +73,7 @@ class Removal:
     name: str
     bytes: int
     why: str
+    blob: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +119,7 @@ class _Draft:
         self.kept: dict[Path, Kept] = {}
 
     def checkout(self, checkout: StoredCheckout, why: str) -> None:
-        name = f"{_scope_name(checkout.scope)}@{checkout.path.name}"
+        name = commit_name(checkout)
         if checkout.in_use:
             self.kept[checkout.path] = Kept(checkout.path, "checkout", name, _IN_USE)
             return
@@ -119,16 +132,18 @@ class _Draft:
         files = [file for file in files if file.scope not in weights.in_use]
         last = bool(files) and len(files) == len(weights.files)
         for number, file in enumerate(files):
-            # The disk gets the bytes back with the last of a content's names.
-            freed = weights.bytes if last and number == len(files) - 1 else 0
             place = file.path.parent
-            self.removals[place] = Removal(place, "weights", file.url, freed, why)
-        if last:
-            self.removals[weights.blob] = Removal(weights.blob, "blob", files[-1].url, 0, why)
+            # The disk gets the bytes back with the last of a content's names.
+            if last and number == len(files) - 1:
+                self.removals[place] = Removal(place, "weights", file.url, weights.bytes, why, weights.blob)
+            else:
+                self.removals[place] = Removal(place, "weights", file.url, 0, why)
 
     def leftover(self, leftover: Leftover, why: str = "leftover") -> None:
         path = leftover.path
-        if not leftover.live:
+        if leftover.in_use:
+            self.kept[path] = Kept(path, leftover.what, path.name, _IN_USE)
+        elif not leftover.live:
             self.removals[path] = Removal(path, leftover.what, path.name, leftover.bytes, why)
         elif why != "leftover":
             self.kept[path] = Kept(path, leftover.what, path.name, _LOCKED)
@@ -141,6 +156,7 @@ def plan_removal(
     inventory: Inventory,
     checkouts: Iterable[StoredCheckout] = (),
     *,
+    files: Iterable[WeightsFile] = (),
     scopes: Iterable[Scope] = (),
     everything: bool = False,
 ) -> Plan:
@@ -149,18 +165,18 @@ def plan_removal(
     Args:
         inventory: Of the store.
         checkouts: Some of its checkouts.
+        files: Some of its weights.
         scopes: (host, owner, repo) of which all goes: checkouts, weights and leftovers.
         everything: All of the store but the list of trusted repos.
     """
     draft, whole = _Draft(), set(scopes)
-    named = {checkout.path for checkout in checkouts}
+    named = {checkout.path for checkout in checkouts} | {file.path for file in files}
     for checkout in inventory.checkouts():
         if everything or checkout.scope in whole or checkout.path in named:
             draft.checkout(checkout, "asked")
     for weights in inventory.weights():
-        files = [file for file in weights.files if everything or file.scope in whole]
-        if files:
-            draft.weights(weights, files, "asked")
+        chosen = [file for file in weights.files if everything or file.scope in whole or file.path in named]
+        draft.weights(weights, chosen, "asked")
     directories = [path for scope, path in (*inventory.repositories(), *inventory.scopes()) if scope in whole]
     for leftover in inventory.leftovers():
         if everything or any(leftover.path.is_relative_to(directory) for directory in directories):
@@ -210,9 +226,10 @@ def plan_repair(inventory: Inventory, damages: Iterable[Damage]) -> Plan:
         if checkout.path in units:
             draft.checkout(checkout, "damaged")
     for weights in inventory.weights():
-        files = [file for file in weights.files if file.path.parent in units or weights.blob in units]
-        if files:
-            draft.weights(weights, files, "damaged")
+        draft.weights(
+            weights, [file for file in weights.files if file.path.parent in units or weights.blob in units], "damaged"
+        )
+        units.discard(weights.blob)  # it goes with its last name, and stays with one that is in use
     done = draft.removals.keys() | draft.kept.keys()
     for leftover in inventory.leftovers():
         if leftover.path in units - done:
@@ -235,26 +252,36 @@ def carry_out(root: Path, plan: Plan) -> Plan:
     """
     removed, kept = [], list(plan.kept)
     for removal in plan.removals:
-        try:
-            _remove(root, removal)
-        except FileNotFoundError:
-            pass  # somebody else was quicker
-        except BlockingIOError:
-            kept.append(Kept(removal.path, removal.what, removal.name, _IN_USE))
-            continue
-        except Timeout:
-            kept.append(Kept(removal.path, removal.what, removal.name, _LOCKED))
-            continue
-        except (OSError, NotImplementedError) as error:
-            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        reason = _refusal(_remove, root, removal.path, removal.what)
+        if reason is not None:
             kept.append(Kept(removal.path, removal.what, removal.name, reason))
+            continue
+        if removal.blob is not None and (reason := _refusal(_remove_blob, root, removal.blob)) is not None:
+            # What else has it was kept and said before, or is new.
+            if not _is_named(root, removal.blob):
+                kept.append(Kept(removal.blob, removal.what, removal.name, reason))
+            removed.append(replace(removal, bytes=0))
             continue
         removed.append(removal)
     return Plan(tuple(removed), tuple(kept))
 
 
-def _remove(root: Path, removal: Removal) -> None:
-    path = removal.path
+def _refusal(remove: Callable[..., None], *arguments: object) -> str | None:
+    """Try, and say why it stays."""
+    try:
+        remove(*arguments)
+    except FileNotFoundError:
+        return None  # somebody else was quicker
+    except BlockingIOError:
+        return _IN_USE
+    except Timeout:
+        return _LOCKED
+    except (OSError, NotImplementedError) as error:
+        return (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return None
+
+
+def _remove(root: Path, path: Path, what: str) -> None:
     inside = path.relative_to(root)
     if inside.parts[0] == "checkouts" and len(inside.parts) >= 5:
         _remove_of_repository(root / Path(*inside.parts[:4]), path)
@@ -265,15 +292,39 @@ def _remove(root: Path, removal: Removal) -> None:
                 (path / ENTRY_RECORD).unlink(missing_ok=True)
             remove_tree(path)
         return
-    if removal.what == "blob" and path.lstat().st_nlink > 1:
-        raise BlockingIOError("an entry links to it again")
-    if removal.what == "partial":
+    if what == "blob":
+        _remove_blob(root, path)
+        return
+    if what == "partial":
         key = path.name.partition(".")[0]
         with _locked(path.with_name(f"{key}.lock")):
             for ending in ("part", "part.json", "copy"):
                 path.with_name(f"{key}.{ending}").unlink(missing_ok=True)
         return
     remove_tree(path)
+
+
+def _remove_blob(root: Path, path: Path) -> None:
+    if path.is_symlink() or not path.is_file():
+        remove_tree(path)
+        return
+    descriptor = claim_file(path)
+    try:
+        if _is_named(root, path):
+            raise BlockingIOError("an entry has it")
+        path.unlink()
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _is_named(root: Path, blob: Path) -> bool:
+    """Whether an entry has a blob; where links are not possible it has a copy."""
+    try:
+        links = blob.lstat().st_nlink
+    except FileNotFoundError:
+        return False
+    return links > 1 or any(entry.sha256 == blob.name for entry in read_entries(root))
 
 
 def _remove_of_repository(directory: Path, path: Path) -> None:
@@ -324,6 +375,3 @@ def _drop(draft: _Draft, each: StoredCheckout | StoredWeights, why: str) -> None
     else:
         draft.weights(each, each.files, why)
 
-
-def _scope_name(scope: Scope) -> str:
-    return "/".join(part for part in scope if part)

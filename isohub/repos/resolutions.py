@@ -1,6 +1,11 @@
 """What refs meant when a source was last asked: used where nobody can be asked, and told as such.
 
-One record a repository. Runs in the caller. Trust: the store's own file.
+One record a repository. Rules:
+  1. What is remembered has its checkout here: it is written down when that is, not when it was said.
+  2. One full name has one meaning: whatever spelling asked last decides for all.
+  3. A spelling means what git would make of it: a tag before a branch.
+
+Runs in the caller. Trust: the store's own file. Source: gitrevisions(7).
 """
 
 from __future__ import annotations
@@ -15,14 +20,12 @@ from isohub.repos.layout import REFS_RECORD, Resolution, Resolutions
 from isohub.repos.records import read_record, write_record
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from isohub.repos.pins import Pin
 
 __all__ = ["forget", "recall", "remember"]
-
-# One that says the same as before is written again after so long, for its time alone.
-_REMEMBERED_S = 3600.0
 
 
 def recall(directory: Path, ref: str, *, public_only: bool = False) -> Resolution | None:
@@ -37,10 +40,9 @@ def recall(directory: Path, ref: str, *, public_only: bool = False) -> Resolutio
     known = {} if record is None else record.refs
     if public_only:
         known = {name: resolution for name, resolution in known.items() if resolution.public}
-    if ref in known:
-        return known[ref]
-    names = (ref, f"refs/heads/{ref}", f"refs/tags/{ref}") if ref else ()
-    return next((resolution for resolution in known.values() if resolution.ref_name in names), None)
+    names = [] if not ref else [ref, f"refs/{ref}", f"refs/tags/{ref}", f"refs/heads/{ref}"]
+    by_name = {resolution.ref_name: resolution for resolution in known.values()}
+    return next((by_name[name] for name in names if name in by_name), known.get(ref))
 
 
 def remember(directory: Path, pin: Pin, *, public: bool) -> None:
@@ -48,30 +50,33 @@ def remember(directory: Path, pin: Pin, *, public: bool) -> None:
 
     Args:
         directory: The repository's, in the store.
-        pin: What it said.
+        pin: What it said; its checkout is here.
         public: Whether it was asked without credentials.
 
     Raises:
         OSError, NotImplementedError: It cannot be written, or not locked.
     """
-    place, ref = directory / REFS_RECORD, pin.reference.ref or ""
+    place = directory / REFS_RECORD
     record = read_record(place, Resolutions)
-    known = None if record is None else record.refs.get(ref)
-    same = known is not None and (known.commit, known.ref_name, known.validated) == (
-        pin.commit,
-        pin.ref_name,
-        pin.validated,
-    )
-    if known is not None and same:
-        if (known.public or not public) and abs(time.time() - place.stat().st_mtime) < _REMEMBERED_S:
-            return
-        public = public or known.public
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    if record is not None and _updated(record.refs, pin, public=public) == record.refs:
+        return
     with locked(directory, ".refs.lock"):
         record = read_record(place, Resolutions)
-        refs = {} if record is None else dict(record.refs)
-        refs[ref] = Resolution(pin.commit, pin.ref_name, pin.validated, public, now)
-        write_record(place, Resolutions(1, refs))
+        write_record(place, Resolutions(1, _updated({} if record is None else record.refs, pin, public=public)))
+
+
+def _updated(refs: Mapping[str, Resolution], pin: Pin, *, public: bool) -> dict[str, Resolution]:
+    ref = pin.reference.ref or ""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    said = Resolution(pin.commit, pin.ref_name, pin.validated, public, now)
+    updated = dict(refs)
+    for name in {ref, *(name for name, old in refs.items() if pin.ref_name and old.ref_name == pin.ref_name)}:
+        old = refs.get(name)
+        if old is not None and (old.commit, old.ref_name, old.validated) == (pin.commit, pin.ref_name, pin.validated):
+            updated[name] = msgspec.structs.replace(old, public=old.public or public)
+        else:
+            updated[name] = said
+    return updated
 
 
 def forget(directory: Path, commit: str) -> None:

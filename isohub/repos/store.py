@@ -28,9 +28,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from isohub.errors import InvalidReferenceError, OfflineError, SourceUnavailableError, printable
+from isohub.errors import InvalidReferenceError, OfflineError, RefNotFoundError, SourceUnavailableError, printable
 from isohub.repos.credentials import Credentials
 from isohub.repos.disk import (
+    claim,
     disk_errors,
     exchange,
     flush_directory,
@@ -73,6 +74,7 @@ class Store:
         self.root = Path(root).expanduser().absolute()
         self._offline = offline
         self._credentials = credentials or Credentials()
+        self._said: set[Pin] = set()  # by sources, for what is not here yet
 
     def resolve(
         self,
@@ -103,22 +105,46 @@ class Store:
         if known is not None:
             return known
         if self._offline and not local:
-            return self._last_or_offline(reference, extras)
+            return self._last_or_offline(reference, extras, skip_validation=skip_validation)
         try:
             with disk_errors(self.root, str(reference)):
-                source = source_for(reference, self._credentials)
+                source = source_for(reference, self._credentials, offline=self._offline)
                 pin = replace(source.resolve(reference, skip_validation=skip_validation), extras=extras)
         except SourceUnavailableError as error:
-            last = None if force_reload or local or not _is_passing(error) else self._last(reference, extras)
+            last = None
+            if error.passing and not force_reload and not local:
+                last = self._last(reference, extras, skip_validation=skip_validation)
             if last is None:
                 raise
             _log.warning(
                 "%s; going on with %s, what it said last for %s", error.message, last.commit, reference.ref or "HEAD"
             )
             return last
-        if not local or reference.ref is not None:
-            self._remember(pin)
+        if not local and (pin.ref_name is not None or reference.ref is None):
+            self._said.add(pin)
         return replace(pin, extras=()) if _is_directory(pin) else pin
+
+    def shown(self, pin: Pin) -> Pin:
+        """A lockfile's pin, validated as far as this store or the source shows it.
+
+        A lock decides which bytes are loaded. Where they belong, and so whose credentials go along and what is
+        trusted, is not its to say.
+
+        Args:
+            pin: Trust: whoever wrote the lockfile.
+
+        Raises:
+            SourceUnavailableError: It is not here, and the source could not be asked.
+        """
+        here = self._here(replace(pin, ref_name=None))
+        if here is not None or self._offline or not pin.validated:
+            return here or replace(pin, ref_name=None, validated=False)
+        try:
+            asked = self.resolve(replace(pin.reference, ref=pin.commit), extras=pin.extras)
+        except RefNotFoundError as error:
+            _log.warning("the lockfile says that it belongs there, but %s", error.message)
+            return replace(pin, ref_name=None, validated=False)
+        return replace(pin, ref_name=None, validated=asked.validated)
 
     def lookup(self, pin: Pin) -> Checkout | None:
         """The checkout of a pin if it is here; asks nobody and takes no lock."""
@@ -152,6 +178,7 @@ class Store:
         if not force_reload or (self._offline and remote):
             found = self.lookup(pin)
             if found is not None and (self._offline or not self._to_be_validated(pin)):
+                self._remember(pin)
                 return found
         if self._offline and remote:
             raise _offline(pin.reference, f"commit {pin.commit} of {pin.reference.location}", pin.extras)
@@ -171,6 +198,7 @@ class Store:
             found = self.lookup(pin)
             if found is None:
                 raise OSError(errno.EIO, "the checkout was removed while it was made", str(place))
+            self._remember(pin)
             return found
 
     def hold(self, checkout: Checkout) -> int | None:
@@ -207,14 +235,11 @@ class Store:
         ref = (reference.ref or "").lower()
         if len(ref) not in (40, 64) or not _HEX.issuperset(ref) or self._credentials.anonymous:
             return None
-        pin = Pin(reference, ref, None, extras=extras)
-        found = self._find(pin)
+        pin = self._here(Pin(reference, ref, None, extras=extras))
         # One that was let in unvalidated stays so until somebody shows where it belongs.
-        if found is None or not (found[1].validated or skip_validation):
-            return None
-        return replace(pin, validated=found[1].validated)
+        return pin if pin is not None and (pin.validated or skip_validation) else None
 
-    def _last(self, reference: Reference, extras: tuple[str, ...]) -> Pin | None:
+    def _last(self, reference: Reference, extras: tuple[str, ...], *, skip_validation: bool) -> Pin | None:
         """What a reference meant when it was last asked for, if that is here."""
         public_only = self._credentials.anonymous
         directory, ref = repo_dir(self.root, reference), reference.ref or ""
@@ -225,12 +250,17 @@ class Store:
         if len(ref) < _SHORTEST_SHA or not _HEX.issuperset(ref.lower()) or public_only:
             return None
         commits = {place.name.partition("+")[0] for place in directory.glob(f"{ref.lower()}*")}
-        pins = [Pin(reference, commit, None, extras=extras) for commit in commits]
-        here = [(pin, found[1]) for pin in pins if (found := self._find(pin)) is not None]
-        return replace(here[0][0], validated=here[0][1].validated) if len(here) == 1 else None
+        found = (self._here(Pin(reference, commit, None, extras=extras)) for commit in commits)
+        here = [pin for pin in found if pin is not None]
+        return here[0] if len(here) == 1 and (here[0].validated or skip_validation) else None
 
-    def _last_or_offline(self, reference: Reference, extras: tuple[str, ...]) -> Pin:
-        last = self._last(reference, extras)
+    def _here(self, pin: Pin) -> Pin | None:
+        """The pin, validated as far as its record says; None if it is not here."""
+        found = self._find(pin)
+        return None if found is None else replace(pin, validated=found[1].validated)
+
+    def _last_or_offline(self, reference: Reference, extras: tuple[str, ...], *, skip_validation: bool) -> Pin:
+        last = self._last(reference, extras, skip_validation=skip_validation)
         if last is None:
             raise _offline(reference, str(reference), extras)
         if last.ref_name is not None:
@@ -238,7 +268,10 @@ class Store:
         return last
 
     def _remember(self, pin: Pin) -> None:
-        """Keep what a source said, as well as this store lets us."""
+        """Keep what a source said, now that its checkout is here, as well as this store lets us."""
+        if pin not in self._said:
+            return
+        self._said.discard(pin)
         directory = repo_dir(self.root, pin.reference)
         try:
             self._make_root()
@@ -253,7 +286,8 @@ class Store:
         tree = staging / "tree"
         tree.mkdir(parents=True)
         try:
-            source_for(pin.reference, self._credentials).fetch(pin, tree, progress=progress)
+            source = source_for(pin.reference, self._credentials, offline=self._offline)
+            source.fetch(pin, tree, progress=progress)
             freeze(tree)
             measured = measure(tree)
             known = _record(place, pin)
@@ -333,11 +367,6 @@ def _record(place: Path, pin: Pin) -> CheckoutRecord | None:
     return record if record is not None and (record.commit, record.extras) == (pin.commit, pin.extras) else None
 
 
-def _is_passing(error: SourceUnavailableError) -> bool:
-    """Whether an error says nothing about the repository: no answer at all, a limit, a server in trouble."""
-    return error.status is None or error.status in (403, 408, 429) or error.status >= 500
-
-
 def _offline(reference: Reference, what: str, extras: tuple[str, ...]) -> OfflineError:
     flags = "".join(f" --{extra}" for extra in extras)
     return OfflineError(
@@ -389,14 +418,27 @@ def _put(staging: Path, place: Path) -> None:
     if not os.path.lexists(place):
         staging.rename(place)
         return
-    if exchange(staging, place):
-        remove_tree(staging)
-        return
-    # No exchange on this file system: for a moment there is none, and `_sweep` mends a crash then.
     trash = place.with_name(f".trash-{place.name}-{secrets.token_hex(8)}")
-    place.rename(trash)
-    staging.rename(place)
-    remove_tree(trash)
+    if exchange(staging, place):
+        staging.rename(trash)
+    else:
+        # No exchange on this file system: for a moment there is none, and `_sweep` mends a crash then.
+        place.rename(trash)
+        staging.rename(place)
+    _discard(trash)
+
+
+def _discard(trash: Path) -> None:
+    """Remove what was replaced, unless somebody uses it: his lock is what keeps `place` as well (`claim`)."""
+    try:
+        claimed = claim(trash)
+    except BlockingIOError:
+        return
+    try:
+        remove_tree(trash)
+    finally:
+        if claimed is not None:
+            os.close(claimed)
 
 
 def _sweep(repo_dir: Path) -> None:
@@ -406,7 +448,7 @@ def _sweep(repo_dir: Path) -> None:
         if not place.exists() and (trash / CHECKOUT_RECORD).exists():
             trash.rename(place)
         else:
-            remove_tree(trash)
+            _discard(trash)
     for staging in repo_dir.glob(".staging-*"):
         _log.info("removing %s, which a writer that died left", staging)
         remove_tree(staging)

@@ -29,6 +29,7 @@ import msgspec
 from tqdm import tqdm
 
 from isohub.errors import IntegrityError, SourceUnavailableError, printable
+from isohub.repos.archive import RATIO_FREE_BYTES, RATIO_LIMIT
 from isohub.repos.http_errors import TryAgain, shown
 from isohub.repos.records import read_record, write_record
 
@@ -226,20 +227,29 @@ class Transfer:
                 raise TryAgain(SourceUnavailableError(text, url=self._shown, status=response.status_code), 0.0)
         bar.total, bar.initial, bar.n = self._total, self._found, self._count
         bar.refresh()
+        coded = _is_coded(response)
         for chunk in response.iter_content(_CHUNK_BYTES):
             if self._client.aborted:
                 raise SourceUnavailableError(f"{self._shown} was given up", url=self._shown)
             if self._count + len(chunk) > self._wanted.limit_bytes:
                 raise self._too_large(f"more than {self._wanted.limit_bytes}")
+            came = response.raw.tell() if coded else self._count
+            if coded and self._count > max(RATIO_FREE_BYTES, RATIO_LIMIT * came):
+                raise IntegrityError(
+                    f"{self._shown} is compressed, though that was not asked for, and unpacks {came} bytes "
+                    f"to {self._count} so far, more than {RATIO_LIMIT} to 1",
+                    url=self._shown,
+                )
             _write(file, chunk)
             self._hash.update(chunk)
             self._count += len(chunk)
             bar.update(len(chunk))
         if self._total is not None and self._count != self._total:
             text = f"{self._shown} gave {self._count} of {self._total} bytes"
-            if self._count > self._total:
+            too_many = self._count > self._total
+            if too_many:
                 self._restart(file)
-            raise TryAgain(SourceUnavailableError(text, url=self._shown))
+            raise TryAgain(SourceUnavailableError(text, url=self._shown, passing=not too_many))
         return True
 
     def _begin(self, response: requests.Response, file: IO[bytes]) -> None:
@@ -248,7 +258,7 @@ class Transfer:
         headers = response.headers
         length = headers.get("Content-Length", "").strip()
         chunked = "chunked" in headers.get("Transfer-Encoding", "").lower()
-        coded = headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity")
+        coded = _is_coded(response)
         if not chunked and not _DIGITS.fullmatch(length) and not (self._wanted.sha256 or self._wanted.hash_prefix):
             raise SourceUnavailableError(
                 f"{self._shown} does not say how long it is, so that a part could not be told from the whole",
@@ -279,7 +289,7 @@ class Transfer:
             return "a part was sent that nobody asked for"
         if response.status_code == 416:
             return "it is shorter now"
-        if headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+        if _is_coded(response):
             return "the part is compressed"
         said = printable(headers.get("Content-Range", "nothing"), limit_chars=80, newlines=False)
         match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "").strip())
@@ -335,6 +345,10 @@ def _write(file: IO[bytes], chunk: bytes) -> None:
     left = memoryview(chunk)
     while left:
         left = left[file.write(left) :]
+
+
+def _is_coded(response: requests.Response) -> bool:
+    return response.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity")
 
 
 def _is_strong_date(headers: requests.structures.CaseInsensitiveDict[str]) -> bool:

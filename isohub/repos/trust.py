@@ -8,7 +8,8 @@
    another format version, or writable by others is a `TrustError`, never an answer. Its checksum finds
    the flipped byte that would trust somebody else.
 
-Version 1 had no checksum; it is read, and written as version 2 at the next change.
+Version 1 had no checksum; it is read, and written as version 2 at the next change. Where a local repo was
+found is written beside it, for people: `owner` is a hash then. It is shown, and what is trusted never depends on it.
 
 It asks nobody and prompts nowhere. Runs in the caller.
 """
@@ -22,7 +23,7 @@ import re
 import stat
 import uuid
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,13 +31,14 @@ from filelock import Timeout
 
 from isohub.errors import InvalidReferenceError, TrustError, printable
 from isohub.repos.disk import lock_file
+from isohub.repos.reference import parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from isohub.repos.reference import Reference
 
-__all__ = ["Trust", "TrustEntry", "trust_target"]
+__all__ = ["Trust", "TrustEntry", "trust_location", "trust_target"]
 
 _FORMAT_VERSION = 2
 _UNSEALED_VERSION = 1
@@ -54,12 +56,14 @@ class TrustEntry:
         owner: Owner as the reference names it; may hold slashes on hosts that have groups.
         repo: Name of the repository.
         commit: Full SHA; None trusts every commit, also those to come.
+        location: Where a local repo was when it was trusted, made printable; None for others. Not compared.
     """
 
     host: str
     owner: str
     repo: str
     commit: str | None = None
+    location: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("host", "owner", "repo"):
@@ -74,6 +78,19 @@ class TrustEntry:
                 f"expected a full SHA in lower case",
                 repo=f"{self.owner}/{self.repo}",
             )
+        location: object = self.location
+        if location is not None and not (isinstance(location, str) and location and location.isprintable()):
+            raise TrustError(f"cannot note this location: got {printable(repr(location), limit_chars=200)}")
+
+    @property
+    def whole_name(self) -> str:
+        """The repo, as ``host/owner/repo``."""
+        return f"{self.host}/{self.owner}/{self.repo}"
+
+    @property
+    def name(self) -> str:
+        """The entry as it is shown, and as `Trust.remove_text` takes it: ``host/owner/repo[@commit]``."""
+        return self.whole_name + (f"@{self.commit}" if self.commit else "")
 
 
 class Trust:
@@ -94,7 +111,7 @@ class Trust:
         """
         return tuple(sorted(self._read(), key=lambda e: (e.host, e.owner, e.repo, e.commit or "")))
 
-    def allows(self, host: str, owner: str, repo: str, commit: str | None) -> bool:
+    def allows(self, host: str, owner: str, repo: str, commit: str | None, *, whole: bool = True) -> bool:
         """Whether this commit of this repo is trusted.
 
         Args:
@@ -102,26 +119,40 @@ class Trust:
             owner: Owner.
             repo: Repository.
             commit: Full SHA; with None, only trust in every commit counts.
+            whole: Whether trust in every commit counts; False for a commit that was not shown to be on a
+                branch or tag of the repo, which needs an entry of its own.
 
         Raises:
             TrustError: The file cannot be relied on.
         """
-        asked = {(host, owner, repo, None), (host, owner, repo, commit)}
+        asked: set[tuple[str, str, str, str | None]]
+        asked = {(host, owner, repo, commit)} if commit is not None else set()
+        if whole:
+            asked.add((host, owner, repo, None))
         return any((entry.host, entry.owner, entry.repo, entry.commit) in asked for entry in self._read())
 
-    def add(self, host: str, owner: str, repo: str, commit: str | None = None) -> bool:
+    def add(
+        self, host: str, owner: str, repo: str, commit: str | None = None, *, location: str | None = None
+    ) -> bool:
         """Trusts a repo, or one commit of it. Returns False if exactly that was trusted before.
+
+        Args:
+            host: Exactly so, and so are the others. Trust: the caller.
+            owner: Owner.
+            repo: Repository.
+            commit: Full SHA; None for all commits.
+            location: `trust_location` of the reference.
 
         Raises:
             TrustError: A part is empty or no full SHA, or the file cannot be relied on or written.
         """
-        entry = TrustEntry(host, owner, repo, commit)
+        entry = TrustEntry(host, owner, repo, commit, location)
         with self._locked():
             entries = self._read()
-            if entry in entries:
-                return False
-            self._write(entries | {entry})
-        return True
+            known = next((each for each in entries if each == entry), None)
+            if known is None or location not in (None, known.location):
+                self._write((entries - {entry}) | {entry})
+        return known is None
 
     def remove(self, host: str, owner: str, repo: str, commit: str | None = None) -> bool:
         """Ends trust. Returns whether there was any.
@@ -146,6 +177,41 @@ class Trust:
             if gone:
                 self._write(entries - gone)
         return bool(gone)
+
+    def remove_text(self, text: str) -> bool:
+        """Ends trust in what a text names. Returns whether there was any; takes and raises as `named` and `remove`."""
+        entry = self.named(text)
+        return self.remove(entry.host, entry.owner, entry.repo, entry.commit)
+
+    def named(self, text: str) -> TrustEntry:
+        """What a text names, trusted or not.
+
+        Args:
+            text: A name as `TrustEntry` has it, a reference, or the location of a trusted local repo, which
+                may be gone. Trust: the caller.
+
+        Raises:
+            InvalidReferenceError: It is none of these, or names a ref that can move.
+            TrustError: It names what cannot be trusted, or the file cannot be relied on.
+        """
+        entries = self.entries()
+        for entry in entries:
+            if text in (entry.name, entry.whole_name):
+                return entry if text == entry.name else replace(entry, commit=None)
+        try:
+            reference = parse(text)
+        except InvalidReferenceError as error:
+            place = _place(text)
+            for entry in entries:
+                if entry.location is not None and entry.location == place:
+                    return replace(entry, commit=None)
+            raise InvalidReferenceError(
+                error.message,
+                hint="isohub trust ls shows what is trusted; name it as it is there",
+                reference=error.reference,
+                part=error.part,
+            ) from None
+        return TrustEntry(*trust_target(reference), location=trust_location(reference))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -223,7 +289,10 @@ def _no_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _text(entries: frozenset[TrustEntry]) -> bytes:
     """The one form in which a list is written: of the same entries always the same bytes."""
-    trusted = [asdict(entry) for entry in sorted(entries, key=str)]
+    trusted = [
+        {name: value for name, value in asdict(entry).items() if name != "location" or value is not None}
+        for entry in sorted(entries, key=str)
+    ]
     document = {"version": _FORMAT_VERSION, "trusted": trusted, "sha256": _checksum(trusted)}
     return (json.dumps(document, indent=2) + "\n").encode()
 
@@ -248,13 +317,31 @@ def _parse(content: bytes) -> frozenset[TrustEntry]:
         raise ValueError("its checksum is not that of its entries; isohub trust add | rm write it, editors do not")
     entries = set()
     for number, item in enumerate(trusted):
-        if not isinstance(item, dict) or set(item) != {"host", "owner", "repo", "commit"}:
+        if not isinstance(item, dict) or set(item) - {"location"} != {"host", "owner", "repo", "commit"}:
             raise ValueError(f"expected the keys host, owner, repo and commit in entry {number}")
         entries.add(TrustEntry(**item))
     found = frozenset(entries)
     if version == _FORMAT_VERSION and content != _text(found):
         raise ValueError("its entries are whole, but it is not written as isohub writes it")
     return found
+
+
+def trust_location(reference: Reference) -> str | None:
+    """Where a local reference is, for `Trust.add`; None for others."""
+    return _shown(reference.location) if reference.source == "local" else None
+
+
+def _place(text: str) -> str | None:
+    """The location that a path has, or had before it was gone."""
+    try:
+        return _shown(os.path.realpath(Path(text).expanduser()))
+    except (OSError, RuntimeError, ValueError):  # a loop, no home directory, a NUL
+        return None
+
+
+def _shown(path: str) -> str:
+    shown = printable(path, newlines=False)
+    return shown if shown.isprintable() else ascii(shown)[1:-1]
 
 
 def trust_target(reference: Reference) -> tuple[str, str, str, str | None]:

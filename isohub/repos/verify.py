@@ -5,21 +5,25 @@
   2. A blob's bytes are hashed against its name, an entry's file against its entry, an entry against its place.
   3. What is writable, is of another kind, is missing, or should not be there is damage too.
   4. Leftovers are no damage: `isohub.repos.inventory` names them, and nobody reads them.
-  5. Others may be writing. What looks damaged is looked at again under its writer's lock; what is gone by
+  5. The record has one hash for a tree. Which file of it is damaged is guessed from what the kernel alone writes:
+     what was changed after the record was. A disk that loses bytes changes no time, and then nobody knows.
+  6. Others may be writing. What looks damaged is looked at again under its writer's lock; what is gone by
      then never was damaged.
 
 It reads only; the one thing that it makes is a lock file where there was none. Runs in the caller. Trust:
 nothing in the store is believed but the hashes, and file names are a repo's.
 
-Source: gitformat-pack(5) for tree ids; inode(7) for modes.
+Source: gitformat-pack(5) for tree ids; inode(7) for modes and times.
 """
 
 from __future__ import annotations
 
+import calendar
 import logging
 import os
 import re
 import stat
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -49,6 +53,7 @@ _Record = TypeVar("_Record", bound=msgspec.Struct)
 _WRITABLE = 0o222
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _KEY = re.compile(r"[0-9a-f]{40}")
+_LIKELY = 20
 _LOCK_FILES = frozenset({".lock", ".refs.lock"})
 
 
@@ -58,11 +63,12 @@ class Damage:
 
     Attributes:
         path: Where.
-        what: ``record``, ``tree``, ``bytes``, ``mode``, ``kind``, ``missing``, ``unexpected``, ``unreadable`` or
-            ``trust``.
+        what: ``record``, ``content``, ``size``, ``mode``, ``kind``, ``missing``, ``unexpected``, ``unreadable``
+            or ``trust``.
         expected: What should be there.
         got: What is.
         unit: What has to go so that the next load brings it again; None where nothing may be removed.
+        likely: Of a tree, what was changed in it after the checkout was made, at most 20 paths.
     """
 
     path: Path
@@ -70,6 +76,7 @@ class Damage:
     expected: str
     got: str
     unit: Path | None
+    likely: tuple[Path, ...] = ()
 
 
 def verify(root: Path) -> list[Damage]:
@@ -164,14 +171,18 @@ def _checkout(place: Path) -> list[Damage]:
         if name != place.name:
             found.append(Damage(place / CHECKOUT_RECORD, "record", place.name, name, place))
         measured = measure(tree)
-        for what, expected, got in (
-            ("bytes", record.tree, measured.digest),
-            ("tree", f"{record.files} files", f"{measured.files} files"),
-            ("tree", f"{record.bytes} bytes", f"{measured.bytes} bytes"),
-            ("tree", f"empty: {', '.join(record.submodules)}", f"empty: {', '.join(measured.empty)}"),
-        ):
-            if expected != got:
-                found.append(Damage(tree, what, expected, got, place))
+        different = [
+            (what, expected, got)
+            for what, expected, got in (
+                ("content", record.tree, measured.digest),
+                ("size", f"{record.files} files", f"{measured.files} files"),
+                ("size", f"{record.bytes} bytes", f"{measured.bytes} bytes"),
+                ("content", f"empty: {', '.join(record.submodules)}", f"empty: {', '.join(measured.empty)}"),
+            )
+            if expected != got
+        ]
+        likely = _changed_since(tree, place, record) if different else ()
+        found += [Damage(tree, what, expected, got, place, likely) for what, expected, got in different]
     except OSError as error:
         if not os.path.lexists(place):
             return []
@@ -181,6 +192,26 @@ def _checkout(place: Path) -> list[Damage]:
         if held is not None:
             os.close(held)
     return found
+
+
+def _changed_since(tree: Path, place: Path, record: CheckoutRecord) -> tuple[Path, ...]:
+    """What was changed in a tree after its record was written; nothing if that is all of it, as in a copied store."""
+    # The record is the last to be written. It is written once more when a commit is shown to be the repo's.
+    made = (place / CHECKOUT_RECORD).lstat().st_ctime_ns
+    try:
+        made = min(made, (calendar.timegm(time.strptime(record.created, "%Y-%m-%dT%H:%M:%SZ")) + 1) * 1_000_000_000)
+    except ValueError:
+        pass
+    later, total = [], 0
+    for directory, names, files in os.walk(tree, onerror=_raise):
+        # The time of a directory's entries: a name that came, went or changed.
+        if Path(directory).lstat().st_mtime_ns > made:
+            later.append(Path(directory))
+        for name in (*(name for name in names if Path(directory, name).is_symlink()), *files):
+            total += 1
+            if Path(directory, name).lstat().st_ctime_ns > made:
+                later.append(Path(directory, name))
+    return tuple(sorted(later)[:_LIKELY]) if not 1 < total <= len(later) else ()
 
 
 def _tree_modes(tree: Path, unit: Path) -> list[Damage]:
@@ -213,7 +244,7 @@ def _blob(path: Path, blobs: dict[str, os.stat_result]) -> list[Damage]:
         return []
     except OSError as error:
         return [Damage(path, "unreadable", "a file that can be read", error.strerror or str(error), path)]
-    return found if digest == path.name else [*found, Damage(path, "bytes", path.name, digest, path)]
+    return found if digest == path.name else [*found, Damage(path, "content", path.name, digest, path)]
 
 
 def _entry(root: Path, place: Path, blobs: dict[str, os.stat_result]) -> list[Damage]:
@@ -243,9 +274,9 @@ def _entry(root: Path, place: Path, blobs: dict[str, os.stat_result]) -> list[Da
     except OSError as error:
         return [*found, Damage(path, "unreadable", "a file that can be read", error.strerror or str(error), place)]
     if digest != entry.sha256:
-        found.append(Damage(path, "bytes", entry.sha256, digest, place))
+        found.append(Damage(path, "content", entry.sha256, digest, place))
     if status.st_size != entry.stamp.bytes:
-        found.append(Damage(path, "bytes", f"{entry.stamp.bytes} bytes", f"{status.st_size} bytes", place))
+        found.append(Damage(path, "size", f"{entry.stamp.bytes} bytes", f"{status.st_size} bytes", place))
     return found
 
 

@@ -2,7 +2,7 @@
 
     <root>/weights/urls/<host>/<owner>/<repo>/<key>/{entry.json, <file name>}
     <root>/weights/blobs/                                `isohub.repos.blobs`
-    <root>/weights/partial/<key>.{part, part.json, copy, lock}
+    <root>/weights/partial/<key>.{part, part.json, copy, lock}; a copy is whole, and not yet a blob
 
 Rules:
   1. The key is of the whole URL. Its last part is a name for people, and nothing is found by it.
@@ -16,6 +16,8 @@ Rules:
      hashed: the same bytes get a new stamp (each new hard link changes a ctime), others count as absent.
   5. One writer a URL, by the kernel's lock. What a killed writer left is a partial download, which the next
      one resumes.
+  6. What is here is not asked for again, unless the caller says so (`revalidate`) or it was of no use
+     (`forget`). No server's word that a file is unchanged brings back what was forgotten.
 
 A URL's query may be a signature: entries hold the URL without it, and the key. Failures of the disk become
 `SourceUnavailableError` here. Runs in the caller. Trust: repos choose URLs, servers choose the bytes.
@@ -28,25 +30,32 @@ from __future__ import annotations
 import logging
 import os
 import re
-import stat
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-from filelock import Timeout
 
-from isohub.errors import OfflineError
-from isohub.repos.blobs import Blobs, Stamp, hash_file
-from isohub.repos.disk import disk_errors, flush_directory, hold, lock_file, locked
+from isohub.errors import OfflineError, SourceUnavailableError
+from isohub.repos.blobs import Blobs, Stamp, hash_known
+from isohub.repos.disk import disk_errors, flush_directory, hold, locked
 from isohub.repos.download import download
 from isohub.repos.http import HttpClient
 from isohub.repos.hub_files import copy_hub_file, hub_files
 from isohub.repos.layout import weights_dir
 from isohub.repos.records import write_record
-from isohub.repos.weights_entry import CALLER, WeightsEntry, WeightsFile, read_entries, read_entry
-from isohub.repos.weights_url import ENTRY_RECORD, Hashes, parse_weights_url
+from isohub.repos.weights_entry import (
+    CALLER,
+    WeightsEntry,
+    WeightsFile,
+    is_sound,
+    partial_dir,
+    read_entries,
+    read_entry,
+)
+from isohub.repos.weights_url import ENTRY_RECORD, Hashes, parse_weights_url, url_hints
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,7 +87,7 @@ class Weights:
         self.root = Path(root).expanduser().absolute()
         self.offline = offline
         self._blobs = Blobs(self.root)
-        self._partial = self.root / "weights" / "partial"
+        self._partial = partial_dir(self.root)
 
     def lookup(self, url: str, scope: Scope) -> WeightsFile | None:
         """The file of a URL if this scope has it, whole; asks nobody and waits for nobody.
@@ -101,6 +110,7 @@ class Weights:
         sha256: str | None = None,
         progress: bool = False,
         limit_bytes: int = WEIGHTS_LIMIT_BYTES,
+        revalidate: bool = False,
     ) -> WeightsFile:
         """Bring the file of a URL here for a scope, unless it has it.
 
@@ -108,10 +118,13 @@ class Weights:
             url: http or https. Trust: the repo's code, unless the scope is the caller's.
             scope: Whom it is for. Trust: the caller.
             credentials: Whom to ask as.
-            hash_prefix: First hex digits that its SHA-256 must have, in the cache as well.
+            hash_prefix: First hex digits that its SHA-256 must have, in the cache as well; empty for none.
             sha256: The whole that it must have: from a lockfile.
             progress: Draw a bar on stderr, if that is a terminal.
             limit_bytes: The most that is downloaded or copied.
+            revalidate: Ask the server whether what is here is still its file, by its strong ETag; without one it
+                is downloaded again. What is here is used, with a warning, if the server is in trouble; without a
+                question, if no server may be asked, or if it has the `sha256`, which leaves nothing to ask.
 
         Raises:
             InvalidReferenceError: It is no URL or no hash.
@@ -122,22 +135,89 @@ class Weights:
         address = parse_weights_url(url)
         hashes = Hashes.of(sha256=sha256, hash_prefix=hash_prefix)
         with disk_errors(self.root, address.shown):
+            ask = revalidate and not self.offline and hashes.sha256 is None
             found = self._fitting(address, scope, hashes)
-            if found is not None:
+            if found is not None and not ask:
                 return found
             if self.offline and not hub_files(address, hashes):
                 raise self._offline_error(address, scope, hashes)
             with self.held(scope), locked(self._partial, f"{address.key}.lock"):
                 # Whoever had the lock before may have brought it.
                 found = self._fitting(address, scope, hashes)
-                if found is not None:
+                if found is not None and not ask:
                     return found
-                known = self._copied(address, scope, hashes, limit_bytes)
-                if known is not None:
-                    return known
+                copied = self._copied(address, scope, hashes, limit_bytes) if found is None else None
+                if copied is not None:
+                    return copied
                 if self.offline:
                     raise self._offline_error(address, scope, hashes)
-                return self._downloaded(address, scope, hashes, credentials, limit_bytes, progress=progress)
+                try:
+                    return self._downloaded(address, scope, hashes, credentials, limit_bytes, found, progress=progress)
+                except SourceUnavailableError as error:
+                    if found is None or not error.passing:
+                        raise
+                    _log.warning("%s; going on with what is here of %s", error.message, address.shown)
+                    return found
+
+    def forget(self, url: str, scope: Scope, *, sha256: str | None = None) -> None:
+        """Let go of a file that is of no use, so that the next `fetch` asks for it again.
+
+        Only its entry goes: whoever uses the file keeps it, and `cache prune` takes it away. Nor is any server
+        asked again by the ETag under which it gave these bytes, for whichever scope.
+
+        Args:
+            url: Its URL.
+            scope: Whom it was fetched for.
+            sha256: Only if it is of this content still; somebody may have brought another.
+
+        Raises:
+            InvalidReferenceError: It is no URL.
+            SourceUnavailableError: The disk failed.
+        """
+        address = parse_weights_url(url)
+        place = weights_dir(self.root, scope) / address.key
+        with disk_errors(self.root, address.shown):
+            if read_entry(self.root, place) is None:
+                return
+            with self.held(scope), locked(self._partial, f"{address.key}.lock"):
+                entry = read_entry(self.root, place)
+                if entry is None or sha256 not in (None, entry.sha256):
+                    return
+                (place / ENTRY_RECORD).unlink()
+                for other in read_entries(self.root, address.key):
+                    if other.etag is not None and other.sha256 == entry.sha256:
+                        self._drop_etag(other)
+
+    def measured(self, file: WeightsFile) -> WeightsFile:
+        """A file with the hash and the size that it has now, whatever its entry says.
+
+        It reads the disk, all of the file, at about 1.4 GB/s; once in this process, as long as the kernel says
+        that nothing happened to the file since.
+
+        Raises:
+            SourceUnavailableError: It cannot be read.
+        """
+        with disk_errors(self.root, file.name):
+            sha256, size_bytes = hash_known(file.path)
+        return replace(file, sha256=sha256, bytes=size_bytes, blob=self._blobs.path(sha256))
+
+    def hold_blob(self, file: WeightsFile) -> int | None:
+        """Keep a file's content here, under `file.blob`, for as long as the descriptor is open.
+
+        For whoever is told that path. To hold its scope is not enough: the URL may be asked again, and a blob that
+        nothing links to any more is anybody's to remove. What is not under that path is put there.
+
+        Args:
+            file: As `fetch` or `measured` has just given it, its scope held.
+
+        Returns:
+            A descriptor of the caller's, or None as `Blobs.hold` has it.
+
+        Raises:
+            SourceUnavailableError: The disk failed.
+        """
+        with disk_errors(self.root, file.name):
+            return self._blobs.hold(file.sha256, file.path)
 
     @contextmanager
     def held(self, scope: Scope) -> Iterator[None]:
@@ -181,41 +261,13 @@ class Weights:
     def _find(self, address: WeightsUrl, scope: Scope) -> WeightsFile | None:
         place = weights_dir(self.root, scope) / address.key
         entry = read_entry(self.root, place)
-        if entry is None or not self._sound(entry):
+        if entry is None or not is_sound(self.root, entry):
             return None
         try:
             os.utime(place)  # for `cache prune`: when it was last used
         except OSError:
             pass  # a store that is only read
         return entry.file(self.root)
-
-    def _sound(self, entry: WeightsEntry) -> bool:
-        path = entry.file(self.root).path
-        try:
-            status = path.lstat()
-            if Stamp.of(status) == entry.stamp:
-                return True
-            digest = None
-            if stat.S_ISREG(status.st_mode) and status.st_size == entry.stamp.bytes:
-                digest, stamp = hash_file(path)
-        except FileNotFoundError:
-            return False
-        if digest != entry.sha256:
-            _log.warning("%s is damaged; it counts as absent", path)
-            return False
-        self._restamp(entry, stamp)
-        return True
-
-    def _restamp(self, entry: WeightsEntry, stamp: Stamp) -> None:
-        """Note that a file was found whole, so that the next reader need not hash it."""
-        place = entry.place(self.root)
-        try:
-            # Only with the lock, and without waiting: somebody may be replacing both file and entry.
-            with lock_file(self._partial / f"{entry.key}.lock", timeout_s=0):
-                if read_entry(self.root, place) == entry:
-                    write_record(place / ENTRY_RECORD, msgspec.structs.replace(entry, stamp=stamp))
-        except (OSError, NotImplementedError, Timeout) as error:
-            _log.debug("%s is whole, which could not be written down: %s", place, error)
 
     def _copied(self, address: WeightsUrl, scope: Scope, hashes: Hashes, limit_bytes: int) -> WeightsFile | None:
         copy = self._partial / f"{address.key}.copy"
@@ -233,11 +285,16 @@ class Weights:
         hashes: Hashes,
         credentials: Credentials,
         limit_bytes: int,
+        here: WeightsFile | None,
         *,
         progress: bool,
     ) -> WeightsFile:
         part = self._partial / f"{address.key}.part"
-        with self._elsewhere(address, scope, hashes) as known, HttpClient(credentials) as client:
+        with (
+            self._known(address, scope, hashes, here) as known,
+            HttpClient(credentials) as client,
+            url_hints(),
+        ):
             done = download(
                 client,
                 address.text,
@@ -251,22 +308,35 @@ class Weights:
             )
             if done.not_modified:
                 assert known is not None
+                if here is not None and known.scope == scope:
+                    return here
                 return self._enter(address, scope, known.file(self.root).path, known.sha256, known.etag)
-        made = self._enter(address, scope, part, done.sha256, done.etag)
+        # Under another name before it becomes a blob: a partial file is written to, a blob never.
+        whole = self._partial / f"{address.key}.copy"
+        part.replace(whole)
+        made = self._enter(address, scope, whole, done.sha256, done.etag)
         _log.info("%s is here, %d bytes, SHA-256 %s", address.shown, made.bytes, made.sha256)
         return made
 
     @contextmanager
-    def _elsewhere(self, address: WeightsUrl, scope: Scope, hashes: Hashes) -> Iterator[WeightsEntry | None]:
-        """The same URL's file in another scope, held, if its server can say whether it is still the same."""
-        for entry in read_entries(self.root, address.key):
-            if entry.etag is None or entry.scope == scope or not hashes.fit(entry.sha256):
+    def _known(
+        self, address: WeightsUrl, scope: Scope, hashes: Hashes, here: WeightsFile | None
+    ) -> Iterator[WeightsEntry | None]:
+        """A file of the same URL, held, if its server can say whether it is still the same; the own one first."""
+        for entry in sorted(read_entries(self.root, address.key), key=lambda entry: entry.scope != scope):
+            if entry.etag is None or not hashes.fit(entry.sha256) or (entry.scope == scope and here is None):
                 continue
             with self.held(entry.scope):
-                if self._sound(entry):
+                if is_sound(self.root, entry):
                     yield entry
                     return
         yield None
+
+    def _drop_etag(self, entry: WeightsEntry) -> None:
+        place = entry.place(self.root)
+        with self.held(entry.scope):
+            if read_entry(self.root, place) == entry:  # else it was removed before it was held
+                write_record(place / ENTRY_RECORD, msgspec.structs.replace(entry, etag=None))
 
     def _enter(self, address: WeightsUrl, scope: Scope, source: Path, sha256: str, etag: str | None) -> WeightsFile:
         """Place a file in a scope and write its entry. The caller holds the lock.

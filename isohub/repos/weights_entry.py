@@ -2,28 +2,34 @@
 
     <root>/weights/urls/<host>/<owner>/<repo>/<key>/entry.json
 
-Entries hold a URL without its query, which may be a signature; the key is of the whole. Reads only. Runs in
-the caller. Trust: the store's own files, which hold URLs that a repo chose.
+Entries hold a URL without its query, which may be a signature; the key is of the whole. A file counts if its
+stamp is that of its last hashing, or else its hash; that it was hashed is the only thing that is written here.
+Runs in the caller. Trust: the store's own files, which hold URLs that a repo chose.
 """
 
 from __future__ import annotations
 
+import logging
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
+from filelock import Timeout
 
-from isohub.repos.blobs import Stamp
+from isohub.repos.blobs import Blobs, Stamp, hash_file
+from isohub.repos.disk import lock_file
 from isohub.repos.layout import weights_dir
-from isohub.repos.records import read_record
+from isohub.repos.records import read_record, write_record
 from isohub.repos.weights_url import ENTRY_RECORD, file_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["CALLER", "Scope", "WeightsEntry", "WeightsFile", "read_entries", "read_entry"]
+__all__ = ["CALLER", "Scope", "WeightsEntry", "WeightsFile", "is_sound", "partial_dir", "read_entries", "read_entry"]
 
+_log = logging.getLogger("isohub.repos")
 #: Whom a file was fetched for: (host, owner, repo).
 Scope = tuple[str, str, str]
 #: The scope of what the caller himself asks for.
@@ -39,7 +45,10 @@ class WeightsFile:
         key: Of the whole URL; `parse_weights_url` gives it.
         scope: Whom it was fetched for.
         name: Its name in the store.
-        path: The file, read-only. Whoever uses it holds its scope (`Weights.held`).
+        path: The file, read-only. Whoever uses it holds its scope (`Weights.held`). Another content may get the
+            name when the URL is asked again.
+        blob: The same content under its own name, for whom it must not change. Whoever uses it holds it
+            (`Weights.hold_blob`).
         sha256: In hex.
         bytes: Its size.
     """
@@ -49,6 +58,7 @@ class WeightsFile:
     scope: Scope
     name: str
     path: Path
+    blob: Path
     sha256: str
     bytes: int
 
@@ -90,6 +100,7 @@ class WeightsEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             scope=self.scope,
             name=self.name,
             path=self.place(root) / self.name,
+            blob=Blobs(root).path(self.sha256),
             sha256=self.sha256,
             bytes=self.stamp.bytes,
         )
@@ -109,3 +120,43 @@ def read_entries(root: Path, key: str = "*") -> Iterator[WeightsEntry]:
         entry = read_entry(root, record.parent)
         if entry is not None:
             yield entry
+
+
+def partial_dir(root: Path) -> Path:
+    """Where downloads are until they are whole, and the locks of those who write: ``<key>.lock``."""
+    return root / "weights" / "partial"
+
+
+def is_sound(root: Path, entry: WeightsEntry) -> bool:
+    """Whether an entry's file is here and as it was. One that was touched is hashed, and the entry restamped.
+
+    Raises:
+        OSError: It is there and cannot be read.
+    """
+    path = entry.file(root).path
+    try:
+        status = path.lstat()
+        if Stamp.of(status) == entry.stamp:
+            return True
+        digest = None
+        if stat.S_ISREG(status.st_mode) and status.st_size == entry.stamp.bytes:
+            digest, stamp = hash_file(path)
+    except FileNotFoundError:
+        return False
+    if digest != entry.sha256:
+        _log.warning("%s is damaged; it counts as absent", path)
+        return False
+    _restamp(root, entry, stamp)
+    return True
+
+
+def _restamp(root: Path, entry: WeightsEntry, stamp: Stamp) -> None:
+    """Note that a file was found whole, so that the next reader need not hash it."""
+    place = entry.place(root)
+    try:
+        # Only with the lock, and without waiting: somebody may be replacing both file and entry.
+        with lock_file(partial_dir(root) / f"{entry.key}.lock", timeout_s=0):
+            if read_entry(root, place) == entry:
+                write_record(place / ENTRY_RECORD, msgspec.structs.replace(entry, stamp=stamp))
+    except (OSError, NotImplementedError, Timeout) as error:
+        _log.debug("%s is whole, which could not be written down: %s", place, error)

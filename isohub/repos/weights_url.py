@@ -12,14 +12,28 @@ from __future__ import annotations
 
 import hashlib
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from posixpath import basename
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse, urlsplit
 
-from isohub.errors import IntegrityError, InvalidReferenceError, printable
+from isohub.errors import IntegrityError, InvalidReferenceError, SourceUnavailableError, printable
 from isohub.repos.naming import encode_component, has_hidden, host_of
 
-__all__ = ["ENTRY_RECORD", "Hashes", "WeightsUrl", "hash_in_name", "is_single_name", "parse_weights_url"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "ENTRY_RECORD",
+    "Hashes",
+    "WeightsUrl",
+    "file_name",
+    "hash_in_name",
+    "is_single_name",
+    "parse_weights_url",
+    "url_hints",
+]
 
 #: Beside the file in its directory, so that no file may have the name.
 ENTRY_RECORD = "entry.json"
@@ -31,6 +45,7 @@ _HASH_IN_NAME = re.compile(r"-([a-f0-9]{8,64})(?=\.)")
 _EXTENSION = re.compile(r"\.[A-Za-z0-9]{1,12}")
 _PREFIX = re.compile(r"[0-9a-f]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_NOT_THERE = frozenset({404, 410})
 
 
 @dataclass(frozen=True)
@@ -141,11 +156,12 @@ class Hashes:
 
     @classmethod
     def of(cls, *, sha256: str | None, hash_prefix: str | None) -> Hashes:
-        """Check hashes that somebody gave; capitals are taken.
+        """Check hashes that somebody gave; capitals are taken. An empty prefix is none, as it is for torch.hub.
 
         Raises:
             InvalidReferenceError: They are no hex digits, or not so many.
         """
+        hash_prefix = hash_prefix or None
         for value, form, expected in (
             (sha256, _DIGEST, "64 hex digits"),
             (hash_prefix, _PREFIX, "1 to 64 hex digits, the first of the SHA-256"),
@@ -173,6 +189,17 @@ class Hashes:
                 expected=self.sha256 or self.prefix,
                 got=digest,
             )
+
+
+@contextmanager
+def url_hints() -> Iterator[None]:
+    """Say what helps where a server knows no such file."""
+    try:
+        yield
+    except SourceUnavailableError as error:
+        if error.status in _NOT_THERE and error.hint is None:
+            error.hint = "look at the URL: the file is gone, was never there, or is shown only to whom may see it"
+        raise
 
 
 def _hub_name(url: str) -> str:

@@ -4,10 +4,12 @@ Rules:
 
 1. Nobody's credentials go along: an address that a repo names must not fetch what only the user may see. A
    repository for a nested ``torch.hub.load`` is one that was told to somebody without credentials.
-2. A file is kept under (repo, URL) and handed over as a path to read; a repository as an archive in a descriptor.
+2. A file is kept under (repo, URL) and handed over as a descriptor to copy from, and if it is large as the path of
+   its content; a repository as an archive in a descriptor.
 3. What a lockfile names must be what comes. A difference is the caller's to hear, whatever the repo makes of it.
 4. What cannot be brought is an answer like any other; the worker raises what torch.hub would.
-5. A wish ends with its question's time: a server that drips bytes holds nobody. What came stays to be resumed.
+5. It works in a thread of its own. Whoever waits goes with the question's time, the worker's end or Ctrl-C: a
+   server that drips bytes holds nobody. What came stays to be resumed.
 
 Refuses: addresses that are not of the web, directories and clones of this machine.
 Side: caller. Trust: every wish is the worker's.
@@ -31,6 +33,7 @@ from isohub.repos.layout import weights_dir
 from isohub.repos.reference import parse
 from isohub.repos.store import Store
 from isohub.repos.weights import Weights
+from isohub.session.errand import Errand
 
 if TYPE_CHECKING:
     from isohub.repos.lockfile import Lockfile
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Broker", "Given"]
 
+# A copy of so much takes about half a second, and harms nobody who writes to it; more is a link to the store.
+_LINKED_BYTES = 1 << 30
 # RFC 9110, section 4.1, asks for 8000 octets of URL.
 _ADDRESS_LIMIT_CHARS = 8192
 
@@ -48,19 +53,26 @@ class Given:
     """The answer to a wish.
 
     Attributes:
-        path: Of the file, or the name for the repository's directory.
-        descriptor: The repository's archive; whoever sends it closes it.
+        name: For a repository's directory.
+        path: Of a file that is too large to be copied without need; else None.
+        descriptor: Of the file, or of the repository's archive; `drop` closes it.
         error: What the worker raises instead.
         refusal: What the caller has to hear, once the worker has answered.
     """
 
-    path: str | None = None
+    name: str | None = None
+    path: Path | None = None
     descriptor: int | None = None
     error: dict[str, Any] | None = None
     refusal: IsohubError | None = None
 
+    def message(self) -> dict[str, Any]:
+        """The fields of a ``give``. A path is bytes, in hexadecimal: it need not be text."""
+        path = None if self.path is None else os.fsencode(self.path).hex()
+        return {"name": self.name, "path": path, "error": self.error}
+
     def drop(self) -> None:
-        """Close the descriptor; nobody is told."""
+        """Close the descriptor."""
         if self.descriptor is not None:
             os.close(self.descriptor)
 
@@ -68,7 +80,9 @@ class Given:
     def failed(cls, error: IsohubError) -> Given:
         """For something that could not be brought."""
         status = getattr(error, "status", None)
-        kind = "hash" if isinstance(error, IntegrityError) else "network" if status is None else "http"
+        kind = "network" if status is None else "http"
+        if isinstance(error, IntegrityError) or getattr(error, "part", None) == "hash":
+            kind = "hash"
         refusal = error if isinstance(error, LockMismatchError) else None
         return cls(error={"kind": kind, "status": status, "message": str(error)}, refusal=refusal)
 
@@ -91,54 +105,58 @@ class Broker:
         pin: Whose code runs in the worker.
         offline: Bring only what is in the store.
         lockfile: What weights have to be.
+        revalidate: Ask the servers again for what is in the store.
         held: A descriptor that says that the checkout is in use; the broker's from here on.
     """
 
     def __init__(
-        self, root: Path, pin: Pin, *, offline: bool, lockfile: Lockfile | None, held: int | None = None
+        self,
+        root: Path,
+        pin: Pin,
+        *,
+        offline: bool,
+        lockfile: Lockfile | None,
+        revalidate: bool = False,
+        held: int | None = None,
     ) -> None:
         self._root = root
         self._pin = pin
         self._scope = (pin.reference.host, pin.reference.owner, pin.reference.repo)
         self._offline = offline
         self._lockfile = lockfile
+        self.revalidate = revalidate
         self._held = [] if held is None else [held]
         self._holds_weights = False
         self._lock = threading.Lock()
-        self._cancellation = Cancellation()
         self._closed = False
 
-    def bring(self, want: Want, *, verbose: bool, timeout_s: float | None) -> Given:
-        """Do or refuse what a worker wants. Raises only what is the caller's own, such as Ctrl-C.
+    def send(self, want: Want, *, verbose: bool) -> Errand[Given]:
+        """Begin to do what a worker wants, in another thread.
 
         Args:
             want: Trust: worker.
             verbose: Whether progress may be shown.
-            timeout_s: Seconds after which it is given up; None for no limit.
         """
-        with self._lock:
-            if self._closed:
-                return Given.interrupted()
-            cancellation = self._cancellation = Cancellation()
-        timer = None if timeout_s is None else threading.Timer(max(timeout_s, 0), cancellation.cancel)
+        cancellation = Cancellation()
+
+        def work() -> Given:
+            with cancellation.scope():
+                return self._bring(want, verbose=verbose)
+
+        return Errand(work, Given.drop, cancellation.cancel)
+
+    def _bring(self, want: Want, *, verbose: bool) -> Given:
         try:
-            if timer is not None:
-                timer.daemon = True
-                timer.start()
             if len(want.address) > _ADDRESS_LIMIT_CHARS:
                 raise IntegrityError(f"an address of {len(want.address)} characters; at most {_ADDRESS_LIMIT_CHARS}")
-            with cancellation.scope():
-                if want.what == "repo":
-                    return self._repo(want, verbose=verbose)
-                return self._file(want, verbose=verbose and want.progress)
+            if want.what == "repo":
+                return self._repo(want, verbose=verbose)
+            return self._file(want, verbose=verbose and want.progress)
         except IsohubError as error:
             return Given.failed(error)
         except OSError as error:
             text = f"{want.what} cannot be brought: {error.strerror or error}"
             return Given.failed(SourceUnavailableError(text, hint="is there room in the cache and in TMPDIR?"))
-        finally:
-            if timer is not None:
-                timer.cancel()
 
     def _file(self, want: Want, *, verbose: bool) -> Given:
         lock, reference, extras = self._lockfile, self._pin.reference, self._pin.extras
@@ -153,15 +171,20 @@ class Broker:
                     sha256=None if locked is None else locked.sha256,
                     progress=verbose,
                     credentials=Credentials(anonymous=True),
+                    revalidate=self.revalidate,
                 )
             except IntegrityError as error:
                 if lock is not None and locked is not None and error.expected == locked.sha256 and error.got:
                     lock.check_weights(reference, extras, want.address, error.got, locked.bytes)
                 raise
             if lock is not None:
+                found = weights.measured(found)  # what is there now, whatever its entry says
                 lock.check_weights(reference, extras, want.address, found.sha256, found.bytes)
+            descriptor = os.open(found.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            if found.bytes < _LINKED_BYTES:
+                return Given(descriptor=descriptor)
             self._hold_weights()
-        return Given(path=str(found.path))
+            return Given(descriptor=descriptor, path=found.blob)
 
     def _repo(self, want: Want, *, verbose: bool) -> Given:
         store, lock = Store(self._root, offline=self._offline, credentials=Credentials(anonymous=True)), self._lockfile
@@ -179,7 +202,7 @@ class Broker:
             # Another open file description: the worker can only read, and from the start.
             descriptor = os.open(f"/proc/self/fd/{stream.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
         name = f"{pin.reference.owner}_{pin.reference.repo}_{pin.commit}"
-        return Given(path=printable(name, newlines=False), descriptor=descriptor)
+        return Given(name=printable(name, newlines=False), descriptor=descriptor)
 
     def _hold_weights(self) -> None:
         """Keep `cache rm` from what the worker has been told of."""
@@ -190,13 +213,6 @@ class Broker:
             self._holds_weights = True
             if descriptor is not None:
                 self._held.append(descriptor)
-
-    def give_up(self) -> None:
-        """End a download under way, in whatever thread it is, and refuse others."""
-        with self._lock:
-            self._closed = True
-            cancellation = self._cancellation
-        cancellation.cancel()
 
     def close(self) -> None:
         """Let go of what the worker used."""

@@ -42,15 +42,18 @@ class ProgramGate:
         """Raise `UntrustedRepoError` unless the repo may open a program here."""
         reference = self._pin.reference
         identity = reference.host, reference.owner, reference.repo
+        # Anybody may open a pull request: trust in a repo is in what was shown to be on its branches and tags.
+        whole = self._pin.validated
         if self._trust_repo is True or (
-            self._trust_repo == "check" and self._trust.allows(*identity, self._pin.commit)
+            self._trust_repo == "check" and self._trust.allows(*identity, self._pin.commit, whole=whole)
         ):
             return
+        what = "all its commits," if whole else "this commit of it,"
         raise UntrustedRepoError(
             f"{_FORMS[form]} of {self._pin.name} would be opened in this process, which can run the repo's code here "
             "with all of your powers; the repo is not trusted",
             hint="returns='handle' and returns='state_dict' need no trust; once you have read the code at "
-            f"{self._pin.commit}, trust_repo=True opens it and trusts the repo, all its commits, from then on "
+            f"{self._pin.commit}, trust_repo=True opens it and trusts the repo, {what} from then on "
             "(isohub trust ls | rm)",
             repo="/".join(identity),
         )

@@ -36,12 +36,16 @@ class WorkerKey:
         python: The interpreter.
         path: The checkout's directory.
         commit: Its commit: a local directory has another one after each change.
+        place: Device and inode of that directory: after a forced refetch it is another one.
+        bound: What of a lockfile binds it: two references of one commit may be locked to different weights.
         name: For people: ``org/repo@1a2b3c4``.
     """
 
     python: str
     path: str
     commit: str
+    place: tuple[int, int]
+    bound: tuple[str, ...]
     name: str = field(compare=False)
 
 

@@ -51,6 +51,7 @@ class Fault(_Message, tag="error", frozen=True):
 class Want(_Message, tag="want", frozen=True):
     """Something to be brought: a file of weights by its URL, or a repository by torch.hub's short form."""
 
+    wish: int
     what: Literal["file", "repo"]
     address: str
     hash_prefix: str | None

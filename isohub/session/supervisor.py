@@ -74,6 +74,7 @@ class _Stage(enum.Enum):
     SENDING = "sending"
     WAITING = "waiting"  # all was sent, nothing has come: the answer can be thrown away later
     READING = "reading"
+    SERVING = "serving"  # the worker waits for a download of ours
 
 
 _EVENTS = {Ready: Event.READY, Answer: Event.VALUE, Fault: Event.ERROR, Want: Event.WANT}
@@ -305,7 +306,7 @@ class Worker:
             reply, descriptors = self._hear_frame()
             close_descriptors(descriptors)
             if isinstance(reply, Want):
-                self._say(Given.interrupted())
+                self._say(Given.interrupted(), reply.wish)
                 continue
             self._note_kept(reply)
             if isinstance(reply, Answer):
@@ -409,32 +410,58 @@ class Worker:
             close_descriptors(descriptors)
 
     def _bring(self, want: Want, question: Question) -> None:
-        """Have the broker do what the worker wants, within the question's time, and tell it."""
-        left_s = None if self._deadline is None else self._deadline - time.monotonic()
+        """Have the broker do what the worker wants, and tell it; the question's time and the worker's end count."""
+        if self.broker is None:
+            self._say(Given.refused(), want.wish)
+            return
+        phase = question.phase
+        question.phase = f"{phase}, waiting for the download of {shown(want.address)}"
+        errand = self.broker.send(want, verbose=question.verbose)
         try:
-            given = Given.refused()
-            if self.broker is not None:
-                given = self.broker.bring(want, verbose=question.verbose, timeout_s=left_s)
-        except BaseException:
-            self._say(Given.interrupted())
-            self._stage = _Stage.WAITING
+            self._stage = _Stage.SERVING
+            self._await(errand.fileno())
+            given = errand.take()
+        except (ChannelClosed, _DeadlinePassed):
             raise
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-            given.drop()
-            question.phase += f", waiting for the download of {shown(want.address)}"
-            raise _DeadlinePassed
+        except BaseException:
+            # Ctrl-C, or a mistake of ours: the worker is told, and the caller hears what was raised.
+            try:
+                self._say(Given.interrupted(), want.wish)
+            except (ChannelClosed, _DeadlinePassed, ProtocolError):
+                self._bury(SessionClosedError(f"the worker of {self.name} was interrupted while it waited"))
+            else:
+                self._stage = _Stage.WAITING
+            raise
+        finally:
+            errand.leave()
+        question.phase = phase
         self._refusal = self._refusal or given.refusal
-        self._say(given)
+        self._say(given, want.wish)
 
-    def _say(self, given: Given) -> None:
-        self._stage = _Stage.SENDING
-        self._conversation.give()
+    def _await(self, descriptor: int) -> None:
+        """Return when this can be read; raise when the worker ends before, or time is over."""
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.register(self._status.fileno(), select.POLLIN)
+        poll.register(self._channel.fileno(), 0)  # its end alone
+        while True:
+            ready = dict(poll.poll(_milliseconds(self._deadline)))
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                raise _DeadlinePassed
+            if self._status.fileno() in ready or self._channel.fileno() in ready:
+                raise ChannelClosed
+            if descriptor in ready:
+                return
+
+    def _say(self, given: Given, wish: int) -> None:
+        """Tell the worker what came of its wish."""
         try:
-            body = msgspec.json.encode({"number": self._conversation.number, "path": given.path, "error": given.error})
+            body = msgspec.json.encode({"number": self._conversation.number, "wish": wish, **given.message()})
+            self._stage = _Stage.SENDING
+            self._conversation.give()
             self._channel.send(body, [] if given.descriptor is None else [given.descriptor])
         finally:
-            if given.descriptor is not None:
-                os.close(given.descriptor)
+            given.drop()
         self._stage = _Stage.READING
 
     def _decode(
@@ -632,8 +659,6 @@ class Worker:
         """Kill it and wait until it is gone. A question that is open in another thread fails."""
         self._closing = True
         self.kill()
-        if self.broker is not None:
-            self.broker.give_up()
         with self._lock:
             if self._obituary is None:
                 self._exit_status(_EXIT_NOTICE_S)

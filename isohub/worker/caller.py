@@ -5,20 +5,24 @@ Rules:
 1. One question is open at a time; an answer closes it.
 2. While a question is open, any thread of this process may ask for something (``want``), one at a time; the
    caller answers at once or after a download (``give``). An answer waits until no want is open.
-3. A fork of this process may not: it would answer in its parent's place.
+3. A wish has a number, and so has what is given for it. What comes for a wish that nobody waits for any more
+   (something was raised in the middle) is dropped: it must never be taken for another's.
+4. A fork of this process may not: it would answer in its parent's place.
 
 Side: worker. Trust: what comes is the caller's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import threading
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 from isohub.wire.channel import Channel
+from isohub.wire.protocol import close_descriptors
 
 __all__ = ["Caller", "dump"]
 
@@ -31,7 +35,9 @@ class Caller:
     def __init__(self, end: Any) -> None:
         self._channel = Channel(end)
         self._speaking = threading.Lock()
+        self._speaker = 0  # the thread that has the lock
         self._number = 0  # of the open question; 0 when none is
+        self._wishes = 0
         self._pid = os.getpid()
 
     def greet(self, layers: Sequence[Sequence[str]]) -> None:
@@ -40,18 +46,20 @@ class Caller:
 
     def hear(self) -> Tuple[Dict[str, Any], Sequence[int]]:
         """The next question, and the descriptors that came with it."""
-        frame = self._channel.receive()
-        question: Dict[str, Any] = json.loads(frame.body)
-        self._number = question["number"]
-        return question, frame.descriptors
+        while True:
+            frame = self._channel.receive()
+            question: Dict[str, Any] = json.loads(frame.body)
+            if "wish" not in question:
+                self._number = question["number"]
+                return question, frame.descriptors
+            close_descriptors(frame.descriptors)
 
     def answer(self, body: bytes, descriptors: List[int]) -> None:
         """Answer the open question. The descriptors are closed."""
         with self._speaking:
             self._number = 0
             self._channel.send(body, descriptors)
-        for descriptor in descriptors:
-            os.close(descriptor)
+        close_descriptors(descriptors)
 
     def reachable(self) -> bool:
         """Whether this process, and no fork of it, may ask for something now."""
@@ -67,28 +75,46 @@ class Caller:
             Its reply, and descriptors that are the asker's.
 
         Raises:
-            RuntimeError: No question is open, or this is a fork.
+            RuntimeError: No question is open, this is a fork, or this thread is in the middle of another wish.
         """
+        if self._speaker == threading.get_ident():
+            raise RuntimeError("a download was asked for within a download, by a signal handler or a finalizer")
         with self._speaking:
             if not self.reachable():
                 raise RuntimeError("a download needs the caller, and the caller waits for nothing from this process")
-            interrupted: List[int] = []
-            mine = threading.current_thread() is threading.main_thread()
-            if mine:
-                # Half a frame read is a conversation lost: an interruption waits until the frame is whole.
-                before = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
+            self._speaker = threading.get_ident()
             try:
-                self._channel.send(dump({"event": "want", "number": self._number, **request}))
-                frame = self._channel.receive()
+                with _interruptions_later():
+                    return self._exchange(request)
             finally:
-                if mine:
-                    signal.signal(signal.SIGINT, before)
-        if interrupted:
-            for descriptor in frame.descriptors:
-                os.close(descriptor)
-            raise KeyboardInterrupt("the caller was interrupted")
-        reply: Dict[str, Any] = json.loads(frame.body)
-        return reply, list(frame.descriptors)
+                self._speaker = 0
+
+    def _exchange(self, request: Dict[str, Any]) -> Tuple[Dict[str, Any], List[int]]:
+        self._wishes += 1
+        wish = self._wishes
+        self._channel.send(dump({"event": "want", "number": self._number, "wish": wish, **request}))
+        while True:
+            frame = self._channel.receive()
+            reply: Dict[str, Any] = json.loads(frame.body)
+            if reply["wish"] == wish:
+                return reply, list(frame.descriptors)
+            close_descriptors(frame.descriptors)
+
+
+@contextlib.contextmanager
+def _interruptions_later() -> Iterator[None]:
+    """Hold Ctrl-C back until a frame is whole: half a frame read is a conversation lost."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interrupted: List[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupted:
+        raise KeyboardInterrupt("the caller was interrupted")
 
 
 def dump(message: Dict[str, Any]) -> bytes:

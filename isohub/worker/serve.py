@@ -26,8 +26,9 @@ from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, Claims, make_par
 from isohub.wire.channel import ChannelClosed
 from isohub.wire.codec import Decoder, Encoder, TooLargeToEncode
 from isohub.wire.protocol import MAX_FRAME_BYTES, MAX_PARTS, MAX_REFERENCES
-from isohub.worker import downloads, storages
+from isohub.worker import storages
 from isohub.worker.caller import Caller, dump
+from isohub.worker.downloads import Downloads
 from isohub.worker.hubconf import Hubconf, HubconfFailed, seed_everything
 
 __all__ = ["Server", "serve"]
@@ -69,9 +70,10 @@ def serve(end: Any, layers: Layers) -> None:
     """Answer the caller on this socket until it closes."""
     seed_everything(None)
     caller = Caller(end)
-    downloads.install(caller)
+    downloads = Downloads(caller)
+    downloads.install()
     storages.install()
-    server = Server()
+    server = Server(downloads)
     signal.signal(signal.SIGINT, server.interrupted)
     try:
         caller.greet(layers)
@@ -88,7 +90,8 @@ def serve(end: Any, layers: Layers) -> None:
 class Server:
     """The objects that live here, and what may be done with them."""
 
-    def __init__(self) -> None:
+    def __init__(self, downloads: Downloads) -> None:
+        self._downloads = downloads
         self._hubconf = Hubconf()
         self._objects: Dict[int, Tuple[Any, int]] = {}  # number: object, how often it was sent
         self._numbers: Dict[int, int] = {}  # id: number
@@ -233,7 +236,8 @@ class Server:
 
     # What can be asked for.
 
-    def do_open(self, path: str, dependencies: List[str]) -> List[str]:
+    def do_open(self, path: str, dependencies: List[str], bound: bool) -> List[str]:
+        self._downloads.bound = bound
         return self._hubconf.open(path, dependencies)
 
     def do_import(self, seed: Optional[int]) -> None:

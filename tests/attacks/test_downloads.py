@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def server():
 
 def wish(address="http://127.0.0.1:1/x", number=1, **changes):
     return {
-        "event": "want", "number": number, "what": "file", "address": address, "hash_prefix": None, "progress": False,
+        "event": "want", "number": number, "wish": 1, "what": "file", "address": address, "hash_prefix": None, "progress": False,
         **changes,
     }  # fmt: skip
 
@@ -68,6 +69,8 @@ def test_c14_a_wish_within_a_question_is_answered(liar, cache, server):
     [
         wish(number=2),
         wish(number=0),
+        wish(wish="1"),
+        wish(wish=None),
         wish(what="directory"),
         wish(what="file:///etc/passwd"),
         wish(address=7),
@@ -242,15 +245,22 @@ def test_c16_what_a_lockfile_names_is_what_comes_or_nothing(tmp_path, monkeypatc
         evil.commit({"hubconf.py": "def model():\n    return 'evil'\n"})
         archive = evil.path / "a.zip"
         evil.git("archive", "--format=zip", "--prefix=r/", f"--output={archive}", "HEAD^{tree}")
+        with zipfile.ZipFile(archive, "a") as opened:
+            opened.comment = checkout.commit.encode()
+        repo.tag("v1", checkout.commit)
         from tests.servers.github import Fault as GitHubFault
 
         github.fail("/archive/", GitHubFault(status=200, body=archive.read_bytes()))
+        with isohub.Session(timeout_s=60, lockfile=lock, frozen=True) as session:
+            assert session.load("o/r:main", "model") == "good"  # the commit's own hash says that the archive lies
+        remove_tree(cache / "checkouts")
+        github.fail("/git-upload-pack$", GitHubFault(status=404))  # nobody says so
         with isohub.Session(timeout_s=60, lockfile=lock, frozen=True) as session:
             with pytest.raises(errors.LockMismatchError, match=checkout.tree):
                 session.load("o/r:main", "model")
         with isohub.Session(timeout_s=60) as session:  # the control: without a lock a server is believed
             remove_tree(cache / "checkouts")
-            assert session.load("o/r:main", "model") == "evil"
+            assert session.load("o/r:v1", "model") == "evil"
 
 
 def test_c17_a_checkpoint_is_data_unless_the_caller_says_otherwise(tmp_path, monkeypatch, server, cache):
@@ -271,3 +281,26 @@ def test_c17_a_checkpoint_is_data_unless_the_caller_says_otherwise(tmp_path, mon
     assert not (tmp_path / "exploded").exists()
     isohub.load_state_dict_from_url(url, progress=False, weights_only=False)  # the control
     assert (tmp_path / "exploded").exists()
+
+
+def test_c11_trust_in_a_repo_is_not_trust_in_a_pull_request(tmp_path, monkeypatch):
+    monkeypatch.setenv("ISOHUB_HOME", str(tmp_path / "cache"))
+    model = "import torch\ndef model():\n    return torch.nn.Linear(1, 1)\n"
+    repo = GitRepo(tmp_path / "repo")
+    repo.commit({"hubconf.py": model})
+    theirs = repo.orphan({"hubconf.py": model + "# theirs\n"}, parent=repo.sha())
+    repo.ref("refs/pull/1/head", theirs)
+    with GitHubServer() as github, isohub.Session(timeout_s=60) as session:
+        for name, text in github.environment.items():
+            monkeypatch.setenv(name, text)
+        github.add("o", "r", repo)
+        session.trust("o/r")
+        assert session.load("o/r", "model", returns="torchscript") is not None  # the control
+        for reference, options in (("o/r:pull/1", {}), (f"o/r:{theirs}", {"skip_validation": True})):
+            with pytest.raises(errors.UntrustedRepoError, match="not trusted"):
+                session.load(reference, "model", returns="torchscript", **options)
+        session.trust(f"o/r:{theirs}")
+        assert session.load("o/r:pull/1", "model", returns="torchscript") is not None
+        session.untrust("o/r")
+        assert session.load("o/r:pull/1", "model", returns="torchscript", trust_repo=True) is not None
+        assert session.trusted() == [f"{github.host}/o/r@{theirs}"]  # and not the whole repo

@@ -205,7 +205,7 @@ def test_verify(isohub_here: Run, filled: Filled) -> None:
     assert done.returncode == 1
     assert str(filled.one.path) in done.stdout
     (damage,) = read(isohub_here("cache", "verify", "--json"), 1)["damages"]
-    assert (damage["what"], damage["path"], damage["expected"]) == ("bytes", str(filled.one.path), filled.one.tree)
+    assert (damage["what"], damage["path"], damage["expected"]) == ("content", str(filled.one.path), filled.one.tree)
     assert isohub_here("cache", "verify", "-q").stdout == f"{filled.one.path}\n"
     plan = read(isohub_here("cache", "verify", "--repair", "--dry-run", "--json"), 1)
     assert path.exists()

@@ -159,7 +159,31 @@ def test_trust(isohub_here: Run, clone: tuple[Path, dict[str, str]]) -> None:
     assert "github.com/owner/repo" in names
     assert "no longer" in isohub_here("trust", "rm", "owner/repo").stdout
     assert "was not trusted" in isohub_here("trust", "rm", "owner/repo").stdout
-    assert isohub_here("trust", "ls", "-q").stdout.startswith("local/")
+    (local,) = isohub_here("trust", "ls", "-q").stdout.splitlines()
+    assert local.startswith("local/")
+    assert isohub_here("trust", "ls").stdout == f"{local} ({clone[0]})\n"
+    assert json.loads(isohub_here("trust", "ls", "--json").stdout)["locations"] == {local: str(clone[0])}
+    assert isohub_here("trust", "rm", local).stdout == f"{local} is trusted no longer\n"
+
+
+def test_trust_is_taken_back_by_the_name_that_is_shown(isohub_here: Run, tmp_path: Path) -> None:
+    place = tmp_path / "gone"
+    place.mkdir()
+    for repo in ("owner/repo", f"owner/one:{'a' * 40}", str(place)):
+        added = json.loads(isohub_here("trust", "add", repo, "--json").stdout)
+        assert (added["location"] is None) is (repo != str(place))
+    assert f"({place}) is trusted" in isohub_here("trust", "add", str(place)).stdout
+    place.rmdir()
+    names = isohub_here("trust", "ls", "-q").stdout.splitlines()
+    assert len(names) == 3
+    assert isohub_here("trust", "rm", str(place)).returncode == 0
+    for name in names:
+        if not name.startswith("local/"):
+            assert isohub_here("trust", "rm", name).stdout == f"{name} is trusted no longer\n"
+    assert isohub_here("trust", "ls", "-q").stdout == ""
+    refused = isohub_here("trust", "rm", str(place))
+    assert refused.returncode == 2
+    assert "hint: isohub trust ls shows what is trusted" in refused.stderr
 
 
 def test_a_damaged_list_trusts_nobody(isohub_here: Run, tmp_path: Path) -> None:

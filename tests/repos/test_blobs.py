@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 
-from isohub.repos.blobs import Blobs, Stamp, copy_into, hash_file, open_regular
+from isohub.repos import blobs as blobs_module
+from isohub.repos.blobs import Blobs, Stamp, copy_into, hash_file, hash_known, open_regular
 
 CONTENT = os.urandom(3 << 20)
 SHA = hashlib.sha256(CONTENT).hexdigest()
@@ -109,3 +112,98 @@ def test_a_stamp_sees_what_the_times_hide(tmp_path: Path) -> None:
     after = path.stat()
     assert (before.st_mtime_ns, before.st_size, before.st_ino) == (after.st_mtime_ns, after.st_size, after.st_ino)
     assert Stamp.of(before) != Stamp.of(after)
+
+
+def test_a_hash_is_remembered_while_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, read = written(tmp_path / "file"), []
+    monkeypatch.setattr(blobs_module, "hash_file", lambda path: read.append(path) or hash_file(path))
+    monkeypatch.setattr(blobs_module, "_known", {})
+    monkeypatch.setattr(blobs_module, "_SETTLED_NS", 1 << 62)
+    # A second change within a tick of the clock would not show: what has just changed is hashed each time.
+    assert [hash_known(path) for _ in range(3)] == [(SHA, len(CONTENT))] * 3
+    assert len(read) == 3
+    monkeypatch.setattr(blobs_module, "_SETTLED_NS", -(1 << 62))
+    assert [hash_known(path) for _ in range(3)] == [(SHA, len(CONTENT))] * 3
+    assert len(read) == 4
+    before = path.stat()
+    with path.open("r+b") as stream:
+        stream.write(b"y")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert hash_known(path)[0] == hash_file(path)[0]
+    assert len(read) == 5
+    monkeypatch.setattr(blobs_module, "_KNOWN_LIMIT", 2)
+    for number in range(5):
+        assert hash_known(written(tmp_path / f"{number}", b"%d" % number))[1] == 1
+    assert len(blobs_module._known) <= 2
+    (tmp_path / "link").symlink_to(path)
+    with pytest.raises(OSError):
+        hash_known(tmp_path / "link")
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path / "file")
+
+    def changing(path: Path) -> tuple[str, Stamp]:
+        found = hash_file(path)
+        path.write_bytes(b"other")
+        return found
+
+    monkeypatch.setattr(blobs_module, "_SETTLED_NS", -(1 << 62))
+    monkeypatch.setattr(blobs_module, "hash_file", changing)
+    hash_known(path)
+    monkeypatch.setattr(blobs_module, "hash_file", hash_file)
+    assert hash_known(path) == (hashlib.sha256(b"other").hexdigest(), 5)
+
+
+def test_a_blob_in_use_is_nobody_s_to_remove(blobs: Blobs, tmp_path: Path) -> None:
+    part = written(tmp_path / "part")
+    blobs.add(part, SHA, move=True)
+    one, two = blobs.hold(SHA, part), blobs.hold(SHA, part)
+    assert one is not None
+    assert two is not None
+    for held in (one, two):
+        with pytest.raises(BlockingIOError):
+            blobs.claim(SHA)
+        os.close(held)
+    claimed = blobs.claim(SHA)
+    assert claimed is not None
+    assert blobs.hold(SHA, part) is None  # whoever keeps it for himself keeps it from being removed
+    os.close(claimed)
+    blobs.path(SHA).unlink()
+    with pytest.raises(FileNotFoundError):
+        blobs.claim(SHA)
+
+
+def test_a_blob_that_is_removed_while_somebody_waits_comes_again(
+    blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = written(tmp_path / "part")
+    blobs.add(part, SHA, move=True)
+    claimed = blobs.claim(SHA)
+    assert claimed is not None
+    waits = threading.Event()
+    monkeypatch.setattr(blobs_module.time, "sleep", lambda _: waits.set())
+    monkeypatch.setattr(blobs_module, "_HOLD_TRIES", 1_000_000)
+    found: list[int | None] = []
+    thread = threading.Thread(target=lambda: found.append(blobs.hold(SHA, part)))
+    thread.start()
+    assert waits.wait(30)
+    blobs.path(SHA).unlink()
+    os.close(claimed)
+    thread.join()
+    assert found[0] is not None
+    assert os.path.samestat(os.fstat(found[0]), blobs.path(SHA).stat())
+    os.close(found[0])
+
+
+def test_where_there_are_no_locks(blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    part = written(tmp_path / "part")
+    assert blobs.hold(SHA, part) is None
+    assert blobs.path(SHA).samefile(part)
+    assert blobs.claim(SHA) is None

@@ -434,6 +434,32 @@ def test_a_gzip_bomb(server: FileServer, into: Path) -> None:
     assert left(into) == []
 
 
+def test_what_unpacks_to_far_more_than_came(server: FileServer, into: Path) -> None:
+    """Below the limit of what is wanted, and still nothing that anyone would compress."""
+    server.add("/zeros", bytes(100_000_000))
+    server.fail("zeros", Fault(gzip=True))
+    with pytest.raises(IntegrityError, match=r"compressed, though that was not asked for.*more than 200 to 1"):
+        get(server, into, "/zeros", limit_bytes=200_000_000)
+    assert left(into) == []
+    server.behave()
+    assert get(server, into, "/zeros", limit_bytes=200_000_000).bytes == 100_000_000
+    # Small files may, and so may large ones that shrink as files do.
+    server.add("/small", bytes(10_000_000))
+    server.add("/usual", hashlib.sha256(b"").digest() * 100 + os.urandom(200_000) + bytes(20_000_000))
+    for path in ("/small", "/usual"):
+        server.fail(path, Fault(gzip=True))
+        assert get(server, into, path, limit_bytes=200_000_000).bytes >= 10_000_000
+
+
+def test_what_ends_early_may_come_later(server: FileServer, into: Path) -> None:
+    for fault in (Fault(truncate=100), Fault(reset=100), Fault(status=503)):
+        server.behave()
+        server.fail("file", fault)
+        with pytest.raises(SourceUnavailableError) as caught:
+            get(server, into)
+        assert caught.value.passing is True
+
+
 def test_what_is_compressed_all_the_same(server: FileServer, into: Path) -> None:
     server.fail("file", Fault(gzip=True, truncate=524_288), times=1)
     server.fail("file", Fault(gzip=True), times=1)

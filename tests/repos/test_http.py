@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -551,3 +553,98 @@ def test_authorities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_tls_where_it_is_expected(server: FileServer) -> None:
     with pytest.raises(SourceUnavailableError, match="TLS"):
         get(server.url.replace("http:", "https:") + "/file")
+
+
+# --- what passes
+
+
+@pytest.mark.parametrize(
+    ("fault", "passing"),
+    [
+        (Fault(status=500), True),
+        (Fault(status=507), True),
+        (Fault(status=503, headers={"Retry-After": "0"}), True),
+        (Fault(status=408), True),
+        (Fault(status=429, headers={"Retry-After": "99"}), True),
+        (Fault(status=403, headers={"Retry-After": "99"}), True),
+        (Fault(status=403), False),
+        (Fault(status=401), False),
+        (Fault(status=404), False),
+        (Fault(status=410), False),
+        (Fault(reset=0), True),
+        (Fault(reset=3), True),
+        (Fault(truncate=3), True),
+        (Fault(headers={"Content-Encoding": "br"}), None),
+        (Fault(redirect="file:///etc/passwd"), None),
+    ],
+)
+def test_what_passes_is_said(server: FileServer, fault: Fault, passing: bool | None) -> None:
+    server.fail("file", fault)
+    with pytest.raises(SourceUnavailableError) as caught:
+        get(server.url + "/file")
+    assert caught.value.passing is passing
+
+
+def raw(answer: Callable[[socket.socket], object]) -> tuple[str, socket.socket]:
+    """A server that answers each connection with bytes of its own."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection, contextlib.suppress(OSError):
+                connection.recv(65536)
+                answer(connection)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"127.0.0.1:{listener.getsockname()[1]}", listener
+
+
+def test_what_does_not_speak_http_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases: list[tuple[str, Callable[[socket.socket], object], bool]] = [
+        ("http", lambda connection: connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), False),
+        ("https", lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"), False),
+        ("http", lambda connection: None, True),
+        ("https", lambda connection: None, True),
+    ]
+    for scheme, answer, passing in cases:
+        host, listener = raw(answer)
+        with listener, pytest.raises(SourceUnavailableError, match=host) as caught:
+            get(f"{scheme}://{host}/file")
+        assert caught.value.passing is passing, (scheme, str(caught.value))
+    with pytest.raises(SourceUnavailableError, match="cannot be reached") as caught:
+        get(f"http://{host}/file")  # nobody listens any more
+    assert caught.value.passing is True
+    monkeypatch.setattr(http, "READ_TIMEOUT_S", 0.1)
+    wait = threading.Event()
+    host, listener = raw(lambda connection: wait.wait())
+    with listener, pytest.raises(SourceUnavailableError, match="nothing came") as caught:
+        get(f"http://{host}/file")
+    wait.set()
+    assert caught.value.passing is True
+
+
+@pytest.mark.parametrize("endless", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 100 Continue\r\nA: b\r\n\r\n"])
+def test_a_head_without_end(monkeypatch: pytest.MonkeyPatch, endless: bytes) -> None:
+    sent = 0
+
+    def answer(connection: socket.socket) -> None:
+        nonlocal sent
+        for _ in range(2000):  # 50 MB: it would end all the same, after the test has failed
+            connection.sendall(endless * 1000)
+            sent += len(endless) * 1000
+
+    monkeypatch.setattr(http, "TRIES", 1)
+    host, listener = raw(answer)
+    with listener, pytest.raises(SourceUnavailableError, match="bytes before a body") as caught:
+        get(f"http://{host}/file")
+    assert caught.value.passing is False
+    assert sent < 20_000_000
+    # The control: one of them is what a server may send.
+    good = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\ncontent"
+    host, listener = raw(lambda connection: connection.sendall(good))
+    with listener:
+        assert get(f"http://{host}/file") == CONTENT

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from isohub.repos import placing
-from isohub.repos.placing import Origin, directory_lock, origin_of, place, workspace
+from isohub.repos.placing import Origin, directory_lock, origin_of, place, reject, workspace
 
 PROJECT = Path(__file__).parents[2]
 
@@ -129,3 +129,20 @@ def test_where_there_are_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(fcntl, "flock", refuse)
     with directory_lock(tmp_path, exclusive=True), directory_lock(tmp_path, exclusive=True):
         assert origin_of(put(tmp_path, b"content")) == origin(b"content")
+
+
+def test_a_file_that_was_of_no_use(tmp_path: Path) -> None:
+    path = put(tmp_path, b"a page")
+    assert reject(path)
+    assert path.read_bytes() == b"a page"
+    for _ in range(2):
+        found = origin_of(path)
+        assert found is not None
+        assert (found.key, found.rejected) == (origin(b"a page").key, True)
+    put(tmp_path, b"content")
+    assert origin_of(path) == origin(b"content")
+    assert reject(path)
+    path.write_bytes(b"mine")  # the user's own, whatever was there before
+    assert origin_of(path) is None
+    assert not reject(path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".m.pth.isohub", "m.pth"]

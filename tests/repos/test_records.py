@@ -56,3 +56,12 @@ def test_a_refused_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pyte
         write_record(place, Thing("b", 2))
     assert read_record(place, Thing) == Thing("a", 1)
     assert os.listdir(tmp_path) == ["thing.json"]
+
+
+def test_what_is_no_file_is_no_record(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.json")
+    write_record(tmp_path / "thing.json", Thing("a", 1))
+    (tmp_path / "link.json").symlink_to(tmp_path / "thing.json")
+    (tmp_path / "directory.json").mkdir()
+    for name in ("fifo.json", "link.json", "directory.json"):
+        assert read_record(tmp_path / name, Thing) is None

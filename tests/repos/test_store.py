@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from isohub.repos import store as store_module
 from isohub.repos.credentials import Credentials
 from isohub.repos.disk import claim, remove_tree
 from isohub.repos.measure import measure
-from isohub.repos.pins import Checkout
+from isohub.repos.pins import Checkout, Pin
 from isohub.repos.reference import parse
 from isohub.repos.store import Store
 from tests.servers.git_repo import GitRepo
@@ -91,7 +92,7 @@ def test_a_stored_sha_needs_no_request(github: GitHubServer, repo: GitRepo, stor
     assert load(store, f"o/r:{first.commit.upper()}").path == first.path
     assert github.count() == 0
     assert load(store, f"o/r:{repo.sha()}").commit == repo.sha()
-    assert github.count() == 2
+    assert github.count() == 3  # refs, archive, and the commit that vouches for it
 
 
 def test_an_unvalidated_commit_stays_unvalidated(github: GitHubServer, repo: GitRepo, store: Store) -> None:
@@ -197,9 +198,11 @@ def test_forced_fetch_of_other_bytes_replaces_them(
 
     buffer = io.BytesIO(body)
     with zipfile.ZipFile(buffer, "a") as opened:
-        opened.comment = b""
+        opened.comment = first.commit.encode()
     github.behave()
     github.fail(ARCHIVE, Fault(body=buffer.getvalue()))
+    assert store.fetch(first.pin, force_reload=True) == first  # the commit's own hash says that it lies
+    github.fail("/git-upload-pack$", Fault(status=404))  # nobody says so
     with (first.path / "hubconf.py").open() as held, caplog.at_level(logging.WARNING, "isohub.repos"):
         second = store.fetch(first.pin, force_reload=True)
         assert held.read() == "one\n"
@@ -391,7 +394,7 @@ def test_many_resolve_at_once_and_none_is_lost(github: GitHubServer, repo: GitRe
         repo.git("branch", name)
     load(store, "o/r:main")
     threads = [
-        threading.Thread(target=lambda name=name: Store(store.root).resolve(parse(f"o/r:{name}"))) for name in names
+        threading.Thread(target=lambda name=name: load(Store(store.root), f"o/r:{name}")) for name in names
     ]
     for thread in threads:
         thread.start()
@@ -491,6 +494,116 @@ def test_a_clock_that_is_wrong(
                 assert whole(load(store, f"o/r:{ref}"))
     for ref in ("v1", "main"):
         assert load(Store(store.root, offline=True), f"o/r:{ref}").commit == repo.sha(ref)
+
+
+def test_a_download_that_fails_forgets_nothing(github: GitHubServer, repo: GitRepo, store: Store) -> None:
+    before = load(store, "o/r:main")
+    repo.commit({"hubconf.py": "three\n"})
+    github.fail(ARCHIVE, Fault(status=500))
+    github.fail("/git-upload-pack$", Fault(status=500))
+    with pytest.raises(SourceUnavailableError):
+        load(store, "o/r:main")
+    assert load(Store(store.root, offline=True), "o/r:main") == before
+    github.behave()
+    assert load(store, "o/r:main").commit == repo.sha()
+    assert load(Store(store.root, offline=True), "o/r:main").commit == repo.sha()
+
+
+def test_offline_a_spelling_means_what_git_would_make_of_it(github: GitHubServer, repo: GitRepo, store: Store) -> None:
+    repo.git("branch", "both")
+    repo.tag("both", "v1")
+    for text in ("o/r:refs/heads/both", "o/r:refs/tags/both"):
+        load(store, text)
+    offline = Store(store.root, offline=True)
+    assert load(offline, "o/r:both").commit == repo.sha("v1")
+    old = load(store, "o/r:main").commit
+    new = repo.commit({"hubconf.py": "three\n"})
+    load(store, "o/r:refs/heads/main")  # whatever spelling asked last decides for all
+    assert load(offline, "o/r:main").commit == new != old
+    load(store, "o/r")
+    assert load(offline, "o/r").commit == new
+
+
+def test_a_commit_that_was_let_in_is_not_let_in_offline(github: GitHubServer, repo: GitRepo, store: Store) -> None:
+    fork = repo.orphan({"hubconf.py": "evil"}, parent=repo.sha())
+    store.fetch(store.resolve(parse(f"o/r:{fork}"), skip_validation=True))
+    offline = Store(store.root, offline=True)
+    for text in (f"o/r:{fork}", f"o/r:{fork[:8]}"):
+        with pytest.raises(OfflineError):
+            offline.resolve(parse(text))
+        assert offline.resolve(parse(text), skip_validation=True).commit == fork
+    github.fail("/info/refs", Fault(status=503))
+    with pytest.raises(SourceUnavailableError):
+        store.resolve(parse(f"o/r:{fork[:8]}"))
+
+
+def test_a_pull_request_s_commit_is_known_by_that_name_alone(github: GitHubServer, repo: GitRepo, store: Store) -> None:
+    head = repo.orphan({"hubconf.py": "theirs"}, parent=repo.sha())
+    repo.ref("refs/pull/1/head", head)
+    checkout = load(store, "o/r:pull/1")
+    assert not checkout.pin.validated
+    with pytest.raises(RefNotFoundError):
+        store.resolve(parse(f"o/r:{head}"))
+    offline = Store(store.root, offline=True)
+    assert load(offline, "o/r:pull/1").path == checkout.path
+    with pytest.raises(OfflineError):
+        offline.resolve(parse(f"o/r:{head}"))
+    repo.ref("refs/heads/merged", head)
+    assert load(store, "o/r:merged").pin.validated
+    github.forget()
+    assert store.resolve(parse(f"o/r:{head}")).validated
+    assert github.count() == 0
+
+
+def test_a_lockfile_s_word_is_not_a_source_s(github: GitHubServer, repo: GitRepo, store: Store) -> None:
+    fork = repo.orphan({"hubconf.py": "evil"}, parent=repo.sha())
+    lie = Pin(parse("o/r:main"), fork, "refs/heads/main", validated=True)
+    shown = store.shown(lie)
+    assert (shown.validated, shown.ref_name) == (False, None)
+    store.fetch(shown)
+    with pytest.raises(RefNotFoundError):
+        store.resolve(parse(f"o/r:{fork}"))
+    assert not store.shown(lie).validated
+    true = store.shown(Pin(parse("o/r:main"), repo.sha("v1"), None, validated=True))  # the control
+    assert true.validated
+    github.forget()
+    store.fetch(true)
+    assert store.shown(replace(true, validated=False)).validated
+    assert github.count("/info/refs") == 0
+
+
+def test_people_behind_one_host_are_not_one(
+    github: GitHubServer,
+    git_repo: Callable[..., GitRepo],
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """`alice@host:proj` and `bob@host:proj` are in two homes; so is nothing of https://host/proj."""
+    for name in ("alice", "bob"):
+        git_repo(f"{name}/proj").commit({"hubconf.py": name})
+    fake = tmp_path / "ssh"
+    fake.write_text(
+        "#!/bin/sh\nfor last; do :; done\nwhile [ $# -gt 0 ]; do case $1 in -l) who=$2;; *@*) who=${1%%@*};; esac; shift; done\n"
+        f'cd {tmp_path}/git/$who && eval "$last"\n'
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("GIT_SSH_COMMAND", str(fake))
+    found = {name: load(store, f"{name}@host:proj@main") for name in ("alice", "bob")}
+    assert {name: (checkout.path / "hubconf.py").read_text() for name, checkout in found.items()} == {
+        "alice": "alice",
+        "bob": "bob",
+    }
+    offline = Store(store.root, offline=True)
+    for text in (
+        "carol@host:proj@main",
+        "ssh://alice@host/proj@main",
+        "ssh://host/proj@main",
+        "https://host/proj@main",
+    ):
+        with pytest.raises(OfflineError):
+            offline.resolve(parse(text))
+    assert load(offline, "alice@host:proj@main").path == found["alice"].path
 
 
 # Who uses what.

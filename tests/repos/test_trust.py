@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from isohub.errors import InvalidReferenceError, TrustError
 from isohub.repos.reference import parse
-from isohub.repos.trust import Trust, TrustEntry, trust_target
+from isohub.repos.trust import Trust, TrustEntry, trust_location, trust_target
 
 HOST = "github.com"
 C1, C2 = "1" * 40, "2" * 40
@@ -74,6 +74,16 @@ def test_one_commit(trust):
     assert not trust.allows(HOST, "a", "b", C1[:7])
     assert not trust.allows(HOST, "a", "b", "")
     assert not trust.allows(HOST, "a", "b", None)
+
+
+def test_a_commit_that_is_on_no_branch_needs_an_entry_of_its_own(trust):
+    trust.add(HOST, "a", "b")
+    assert trust.allows(HOST, "a", "b", C1)
+    assert not trust.allows(HOST, "a", "b", C1, whole=False)
+    assert not trust.allows(HOST, "a", "b", None, whole=False)
+    trust.add(HOST, "a", "b", C1)
+    assert trust.allows(HOST, "a", "b", C1, whole=False)
+    assert not trust.allows(HOST, "a", "b", C2, whole=False)
 
 
 def test_removing_a_repo_removes_all_of_it(trust):
@@ -193,6 +203,9 @@ def test_what_was_reformatted_is_not_read(trust):
         {**GOOD, "trusted": ["a/b"]},
         {**GOOD, "trusted": [{"host": HOST, "owner": "a", "repo": "b"}]},
         {**GOOD, "trusted": [{**ENTRY, "also": 1}]},
+        {**GOOD, "trusted": [{**ENTRY, "location": 3}]},
+        {**GOOD, "trusted": [{**ENTRY, "location": ""}]},
+        {**GOOD, "trusted": [{**ENTRY, "location": "/a\x1b[2J"}]},
         {**GOOD, "trusted": [{**ENTRY, "owner": 3}]},
         {**GOOD, "trusted": [{**ENTRY, "owner": ["a"]}]},
         {**GOOD, "trusted": [{**ENTRY, "repo": ""}]},
@@ -291,6 +304,70 @@ def test_what_a_reference_trusts(trust, text, target):
     trust.add(*trust_target(parse(text)))
     assert trust.allows(*target)
     assert trust.remove(*trust_target(parse(text)))
+
+
+@pytest.mark.parametrize(
+    "text", [f"{HOST}/a/b@{C1}", f"a/b:{C1}", f"https://{HOST}/a/b@{C1}", f"{HOST}/a/b", "a/b", f"https://{HOST}/a/b"]
+)
+def test_names_as_they_are_shown_and_references_end_trust(trust, text):
+    trust.add(HOST, "a", "b", C1)
+    trust.add(HOST, "a", "c", C1)
+    assert trust.named(text).whole_name == f"{HOST}/a/b"
+    assert trust.remove_text(text)
+    assert [entry.name for entry in trust.entries()] == [f"{HOST}/a/c@{C1}"]
+
+
+def test_names_of_all_entries_end_trust(trust):
+    trust.add("ssh:git@host", "~/group/sub", "repo")
+    trust.add(HOST, "a", "b", C1)
+    trust.add("local", "0123456789abcdef", "a clone")
+    for entry in trust.entries():
+        assert trust.named(entry.name) == entry
+        assert trust.remove_text(entry.name)
+    assert trust.entries() == ()
+    assert not trust.remove_text("a/b")
+
+
+@pytest.mark.parametrize("text", ["", "/nowhere/at/all", f"{HOST}/a/b@{C2}", "\0", "~nobody/x", "https://u:hunter2@h/r"])
+def test_what_names_nothing_is_no_answer(trust, text):
+    trust.add(HOST, "a", "b")
+    with pytest.raises(InvalidReferenceError) as raised:
+        trust.remove_text(text)
+    assert "isohub trust ls" in raised.value.hint
+    assert "hunter2" not in str(raised.value)
+    with pytest.raises(InvalidReferenceError, match="expected a full SHA"):
+        trust.remove_text("a/b:main")
+    assert len(trust.entries()) == 1
+
+
+def test_a_local_repo_is_shown_by_its_place_and_compared_without(trust, tmp_path):
+    place = tmp_path / "a\u202eb\u00a0c" / "models"
+    place.mkdir(parents=True)
+    reference = parse(place)
+    location = trust_location(reference)
+    assert location.isprintable()
+    assert location.endswith("/models")
+    assert trust_location(parse("a/b")) is None
+    identity = reference.host, reference.owner, reference.repo
+    assert trust.add(*identity)
+    assert trust.entries()[0].location is None
+    assert not trust.add(*identity, location=location)  # it was trusted; now it is known where it was
+    assert trust.entries()[0].location == location
+    assert not trust.add(*identity)
+    assert trust.entries()[0].location == location
+    assert trust.allows(*identity, C1)
+    # What the file says of the place decides nothing.
+    assert not trust.allows("local", "0" * 16, "models", C1)
+    assert TrustEntry(*identity) == TrustEntry(*identity, location="/elsewhere")
+    place.rmdir()
+    assert trust.named(str(place)) == TrustEntry(*identity)
+    assert trust.remove_text(str(place))
+    assert trust.entries() == ()
+
+
+def test_entries_without_a_place_are_written_as_before(trust):
+    trust.add(HOST, "a", "b")
+    assert set(json.loads(trust.file.read_text())["trusted"][0]) == {"host", "owner", "repo", "commit"}
 
 
 @pytest.mark.parametrize("ref", ["main", "v1.0", "refs/heads/main", "pull/7", C1[:7], C1[:39], C1 + "1", "HEAD"])

@@ -123,23 +123,23 @@ def test_what_is_missing_or_too_much_or_of_another_kind(filled: Filled) -> None:
 
     check()
     (tree / "run.sh").rename(tree / "run2.sh")
-    check(("tree", "bytes"))
+    check(("tree", "content"))
     (tree / "run2.sh").rename(tree / "run.sh")
     (tree / "run.sh").chmod(0o444)
-    check(("tree", "bytes"))
+    check(("tree", "content"))
     (tree / "run.sh").chmod(0o555)
     (tree / "more.py").write_text("")
-    check(("tree", "bytes"), ("tree", "tree"))
+    check(("tree", "content"), ("tree", "size"))
     (tree / "more.py").unlink()
     (tree / "empty").mkdir()
-    check(("tree", "tree"))
+    check(("tree", "content"))
     (tree / "empty").rmdir()
     os.mkfifo(tree / "models" / "pipe")
     check(("pipe", "kind"))
     (tree / "models" / "pipe").unlink()
     (tree / "link").unlink()
     (tree / "link").symlink_to("models")
-    check(("tree", "bytes"), ("tree", "tree"))
+    check(("tree", "content"), ("tree", "size"))
     (tree / "link").unlink()
     (tree / "link").symlink_to("hubconf.py")
     check()
@@ -182,7 +182,7 @@ def test_weights(filled: Filled) -> None:
     root, blob = filled.root, filled.root / "weights" / "blobs" / filled.own.sha256[:2] / filled.own.sha256
     blob.rename(blob.with_name(filled.shared.sha256[:2] + "0" * 62))
     assert (filled.own.sha256, "missing") in found(root)
-    assert {what for _, what in found(root)} <= {"missing", "bytes", "unexpected"}
+    assert {what for _, what in found(root)} <= {"missing", "content", "unexpected"}
     blob.with_name(filled.shared.sha256[:2] + "0" * 62).rename(blob)
     assert found(root) == []
     content = filled.own.path.read_bytes()
@@ -194,7 +194,7 @@ def test_weights(filled: Filled) -> None:
     filled.own.path.chmod(0o644)
     filled.own.path.write_bytes(content[:-1] + b"X")
     filled.own.path.chmod(0o444)
-    assert found(root) == [(filled.own.name, "bytes")]
+    assert found(root) == [(filled.own.name, "content")]
     place = filled.shared.path.parent
     place.rename(place.with_name("0" * 40))
     assert ("entry.json", "record") in found(root)

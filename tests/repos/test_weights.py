@@ -11,14 +11,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from isohub.errors import IntegrityError, InvalidReferenceError, OfflineError, SourceUnavailableError
-from isohub.repos import weights as weights_module
-from isohub.repos.blobs import Blobs
+from isohub.repos import blobs as blobs_module
+from isohub.repos import weights_entry
+from isohub.repos.blobs import Blobs, Stamp
 from isohub.repos.credentials import Credentials
 from isohub.repos.disk import claim, remove_tree
 from isohub.repos.layout import weights_dir
@@ -60,8 +62,9 @@ def leftovers(weights: Weights) -> list[str]:
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """What is read whole in order to be trusted."""
     read: list[Path] = []
-    real = weights_module.hash_file
-    monkeypatch.setattr(weights_module, "hash_file", lambda path: read.append(path) or real(path))
+    real = blobs_module.hash_file
+    for module in (blobs_module, weights_entry):
+        monkeypatch.setattr(module, "hash_file", lambda path: read.append(path) or real(path))
     return read
 
 
@@ -294,13 +297,200 @@ def test_an_entry_counts_only_where_it_was_written(server: FileServer, weights: 
     assert fetch(weights, two).path.read_bytes() == b"two"
 
 
+# Asking again
+
+
+def conditions(server: FileServer) -> list[bool]:
+    return [request.headers.get("If-None-Match") is not None for request in server.requests]
+
+
+def test_what_is_here_is_asked_for_again_where_the_caller_says_so(server: FileServer, weights: Weights) -> None:
+    url = server.add("/m.pth", CONTENT)
+    file = fetch(weights, url, revalidate=True)
+    assert fetch(weights, url, revalidate=True) == fetch(weights, url, revalidate=True) == file
+    assert conditions(server) == [False, True, True]
+    server.replace("/m.pth", b"new")
+    assert fetch(weights, url) == file
+    new = fetch(weights, url, revalidate=True)
+    assert (new.path, new.path.read_bytes(), new.bytes) == (file.path, b"new", 3)
+    assert weights.lookup(url, ONE) == new
+    # Whoever has the old content's own name has the old content.
+    assert file.blob.read_bytes() == CONTENT
+    assert new.blob != file.blob
+    assert server.count() == 4
+    assert leftovers(weights) == []
+
+
+@pytest.mark.parametrize("etag", ["weak", None])
+def test_without_a_strong_etag_asking_again_is_downloading(server: FileServer, weights: Weights, etag: Any) -> None:
+    url = server.add("/m.pth", CONTENT, etag=etag)
+    file = fetch(weights, url)
+    assert fetch(weights, url, revalidate=True) == file
+    server.replace("/m.pth", b"new")
+    assert fetch(weights, url, revalidate=True).path.read_bytes() == b"new"
+    assert conditions(server) == [False] * 3
+    assert leftovers(weights) == []
+
+
+@pytest.mark.parametrize("fault", [Fault(status=503), Fault(status=429), Fault(reset=0)], ids=["503", "429", "reset"])
+def test_a_server_in_trouble_is_no_reason_to_stop(
+    server: FileServer, weights: Weights, caplog: pytest.LogCaptureFixture, fault: Fault
+) -> None:
+    url = server.add("/m.pth", CONTENT)
+    file = fetch(weights, url + "?sig=s3cret")
+    server.fail("/m.pth", fault)
+    assert fetch(weights, url + "?sig=s3cret", revalidate=True) == file
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [f"going on with what is here of {url}" in text for text in warned if "isohub" not in text] == [True]
+    assert "s3cret" not in "".join(warned)
+    with pytest.raises(SourceUnavailableError):
+        fetch(weights, url, TWO, revalidate=True)
+
+
+def test_a_server_that_says_no_is_heard(server: FileServer, weights: Weights) -> None:
+    url = server.add("/m.pth", CONTENT)
+    file = fetch(weights, url)
+    server.remove("/m.pth")
+    with pytest.raises(SourceUnavailableError) as raised:
+        fetch(weights, url, revalidate=True)
+    assert raised.value.status == 404
+    assert "look at the URL" in (raised.value.hint or "")
+    assert weights.lookup(url, ONE) == file
+    server.add("/m.pth", b"new")
+    with pytest.raises(IntegrityError):
+        fetch(weights, url, revalidate=True, hash_prefix=SHA[:8])
+    assert weights.lookup(url, ONE) == file
+
+
+def test_nobody_is_asked_where_no_answer_could_be_used(server: FileServer, weights: Weights) -> None:
+    url = server.add("/m.pth", CONTENT)
+    file = fetch(weights, url)
+    server.forget()
+    assert fetch(Weights(weights.root, offline=True), url, revalidate=True) == file
+    assert fetch(weights, url, revalidate=True, sha256=SHA) == file
+    assert server.count() == 0
+
+
+def test_another_scope_s_file_shows_that_nothing_changed(server: FileServer, weights: Weights) -> None:
+    url = server.add("/m.pth", CONTENT)
+    fetch(weights, url, ONE)
+    server.replace("/m.pth", b"new")
+    fetch(weights, url, TWO)
+    assert fetch(weights, url, ONE, revalidate=True).path.read_bytes() == b"new"
+    assert fetch(weights, url, TWO, revalidate=True).path.read_bytes() == b"new"
+    assert server.requests[-1].headers["If-None-Match"] != server.requests[-2].headers["If-None-Match"]
+
+
+def test_what_was_of_no_use_is_forgotten(server: FileServer, weights: Weights) -> None:
+    url = server.add("/m.pth", b"<!DOCTYPE html>")
+    bad, other = fetch(weights, url, ONE), fetch(weights, url, TWO)
+    weights.forget(url, ONE, sha256=SHA)  # of another content, which somebody would have brought meanwhile
+    assert weights.lookup(url, ONE) == bad
+    weights.forget(url, ONE, sha256=bad.sha256)
+    assert weights.lookup(url, ONE) is None
+    assert weights.lookup(url, TWO) == other
+    assert bad.path.read_bytes() == b"<!DOCTYPE html>"  # for whoever uses it
+    server.forget()
+    # The bytes may have been cut or changed on the way: the server's ETag says nothing of them.
+    assert fetch(weights, url, ONE) == bad
+    assert fetch(weights, url, TWO, revalidate=True) == other
+    assert conditions(server) == [False, True]  # the second by what the first has just brought
+    server.replace("/m.pth", CONTENT)
+    weights.forget(url, ONE)
+    weights.forget(url, ONE)
+    weights.forget(url + "?never=here", ONE)
+    assert fetch(weights, url, ONE).path.read_bytes() == CONTENT
+    assert leftovers(weights) == []
+    with pytest.raises(InvalidReferenceError):
+        weights.forget("m.pth", ONE)
+
+
+def test_forgetting_makes_nothing(weights: Weights) -> None:
+    weights.forget("https://host.invalid/m.pth", ONE)
+    assert not weights.root.exists()
+
+
+# What it is now
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file's times count as old at once."""
+    monkeypatch.setattr(blobs_module, "_SETTLED_NS", -(1 << 62))
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_file_is_measured_once(server: FileServer, weights: Weights, hashed: list[Path]) -> None:
+    file = fetch(weights, server.add("/m.pth", CONTENT))
+    assert [weights.measured(file) for _ in range(3)] == [file] * 3
+    assert hashed == [file.path]
+    damage(file, "flipped")
+    now = weights.measured(file)
+    assert (now.sha256, now.bytes) == (hashlib.sha256(file.path.read_bytes()).hexdigest(), len(CONTENT))
+    assert now.sha256 != SHA
+    assert now.blob.name == now.sha256
+    assert len(hashed) == 2
+
+
+def test_an_entry_that_lies_is_found_out(server: FileServer, weights: Weights) -> None:
+    url = server.add("/m.pth", CONTENT)
+    file = fetch(weights, url)
+    entry = weights_entry.read_entry(weights.root, file.path.parent)
+    assert entry is not None
+    file.path.unlink()
+    file.path.write_bytes(b"other")
+    lie = weights_entry.WeightsEntry(
+        **{name: getattr(entry, name) for name in entry.__struct_fields__} | {"stamp": Stamp.of(file.path.lstat())}
+    )
+    weights_entry.write_record(file.path.parent / "entry.json", lie)
+    found = fetch(weights, url)
+    assert found.sha256 == SHA
+    assert weights.measured(found).sha256 == hashlib.sha256(b"other").hexdigest()
+    file.path.unlink()
+    with pytest.raises(SourceUnavailableError):
+        weights.measured(found)
+
+
+# A content in use
+
+
+def test_a_content_that_somebody_was_told_of_stays(server: FileServer, weights: Weights) -> None:
+    url = server.add("/m.pth", CONTENT)
+    file = fetch(weights, url)
+    held = weights.hold_blob(file)
+    assert held is not None
+    server.replace("/m.pth", b"new")
+    fetch(weights, url, revalidate=True)
+    assert file.blob.read_bytes() == CONTENT
+    assert file.blob.stat().st_nlink == 1
+    with pytest.raises(BlockingIOError):
+        Blobs(weights.root).claim(SHA)
+    os.close(held)
+    claimed = Blobs(weights.root).claim(SHA)
+    assert claimed is not None
+    os.close(claimed)
+
+
+@pytest.mark.parametrize("what", ["gone", "another"])
+def test_a_content_that_is_not_under_its_name_is_put_there(server: FileServer, weights: Weights, what: str) -> None:
+    file = fetch(weights, server.add("/m.pth", CONTENT))
+    file.blob.unlink()
+    if what == "another":
+        file.blob.write_bytes(b"another")
+    descriptor = weights.hold_blob(file)
+    assert descriptor is not None
+    os.close(descriptor)
+    assert file.blob.samefile(file.path)
+    assert file.blob.read_bytes() == CONTENT
+
+
 # Hashes
 
 
 def test_hashes_are_checked_in_the_cache_too(server: FileServer, weights: Weights) -> None:
     url = server.add("/m.pth", CONTENT)
     file = fetch(weights, url, hash_prefix=SHA[:8])
-    assert fetch(weights, url, sha256=SHA, hash_prefix=SHA[:3].upper()) == file
+    assert fetch(weights, url, sha256=SHA, hash_prefix=SHA[:3].upper()) == fetch(weights, url, hash_prefix="") == file
     assert server.count() == 1
     for wrong in ({"hash_prefix": "0" * 8}, {"sha256": "0" * 64}):
         with pytest.raises(IntegrityError) as raised:
@@ -544,7 +734,12 @@ def test_whatever_step_is_the_last(server: FileServer, tmp_path: Path, damaged: 
         weights = Weights(root)
         found = weights.lookup(url, scope)
         assert found is None or found.path.read_bytes() == CONTENT
-        assert fetch(weights, url, scope).path.read_bytes() == CONTENT
+        with ExitStack() as stack:
+            streams = [stack.enter_context(path.open("rb")) for path in blobs(weights)]
+            before = [os.fstat(stream.fileno()).st_mtime_ns for stream in streams]
+            assert fetch(weights, url, scope).path.read_bytes() == CONTENT
+            # No blob was written to, though a killed writer had given it its name and no more.
+            assert [os.fstat(stream.fileno()).st_mtime_ns for stream in streams] == before
         assert [path.read_bytes() for path in blobs(weights) if path.name == SHA] == [CONTENT]
         # A staged link that its maker was killed beside is named by a dot and read by nobody.
         assert [name for name in leftovers(weights) if not name.startswith(".")] == []

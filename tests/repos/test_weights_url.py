@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isohub.errors import IntegrityError, InvalidReferenceError
-from isohub.repos.weights_url import Hashes, hash_in_name, is_single_name, parse_weights_url
+from isohub.errors import IntegrityError, InvalidReferenceError, SourceUnavailableError
+from isohub.repos.weights_url import Hashes, hash_in_name, is_single_name, parse_weights_url, url_hints
 
 SHA = "ab" * 32
 
@@ -146,9 +146,24 @@ def test_hashes() -> None:
     with pytest.raises(IntegrityError) as raised:
         Hashes(prefix="ac").check(SHA, "it")
     assert (raised.value.expected, raised.value.got) == ("ac", SHA)
-    for bad in ("", "xy", "a" * 65, "ab\n", "\x1b[31m"):
+    assert Hashes.of(sha256=None, hash_prefix="") == Hashes()  # as torch.hub takes it
+    for bad in ("xy", "a" * 65, "ab\n", "\x1b[31m"):
         with pytest.raises(InvalidReferenceError, match="no SHA-256") as refused:
             Hashes.of(sha256=None, hash_prefix=bad)
         assert "\x1b" not in str(refused.value)
-    with pytest.raises(InvalidReferenceError):
-        Hashes.of(sha256="ab", hash_prefix=None)
+    for bad in ("", "ab"):
+        with pytest.raises(InvalidReferenceError):
+            Hashes.of(sha256=bad, hash_prefix=None)
+
+
+def test_what_helps_where_a_server_knows_no_such_file() -> None:
+    for status, hint, expected in (
+        (404, None, "look at the URL"),
+        (410, None, "look at the URL"),
+        (404, "its own", "its own"),
+        (403, None, "None"),
+        (None, None, "None"),
+    ):
+        with pytest.raises(SourceUnavailableError, match="no") as raised, url_hints():
+            raise SourceUnavailableError("no", hint=hint, status=status)
+        assert str(raised.value.hint).startswith(expected)

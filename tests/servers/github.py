@@ -104,7 +104,9 @@ class GitHubServer:
         return {"GITHUB_SERVER_URL": self.url, "GITHUB_API_URL": self.api_url}
 
     def add(self, owner: str, repo: str, git_repo: GitRepo) -> GitRepo:
-        """Serve a repository as owner/repo."""
+        """Serve a repository as owner/repo, with what GitHub's servers let clients ask for."""
+        for setting in ("allowFilter", "allowReachableSHA1InWant"):
+            git_repo.git("config", f"uploadpack.{setting}", "true")
         self._repos[f"{owner}/{repo}"] = git_repo
         return git_repo
 
@@ -255,6 +257,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return 400, "text/plain", b"Bad Request"
             refs = _git(repo, "upload-pack", "--stateless-rpc", "--advertise-refs", ".")
             return 200, "application/x-git-upload-pack-advertisement", b"001e# service=git-upload-pack\n0000" + refs
+        if match[2] == "git-upload-pack" and self.command != "POST":
+            return 405, "text/plain", b"Method Not Allowed"
         if match[2] == "git-upload-pack":
             pack = _git(repo, "upload-pack", "--stateless-rpc", ".", stdin=body, check=False)
             return 200, "application/x-git-upload-pack-result", pack

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from isohub.errors import OfflineError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -51,13 +53,24 @@ class Source(Protocol):
         ...
 
 
-def source_for(reference: Reference, credentials: Credentials | None = None) -> Source:
+def source_for(reference: Reference, credentials: Credentials | None = None, *, offline: bool = False) -> Source:
     """The source that serves a reference.
 
     Args:
         reference: What will be asked for.
         credentials: Whom to ask as; the user unless given.
+        offline: Ask nothing of the network. What a clone lacks is an `OfflineError` then.
+
+    Raises:
+        OfflineError: The reference is of a server, and the network may not be used.
     """
+    if offline and reference.source != "local":
+        raise OfflineError(
+            f"{reference} is on a server, and the network may not be used",
+            hint=f"isohub fetch {reference}",
+            reference=str(reference),
+            url=reference.location,
+        )
     # Imported late: a local directory needs neither an HTTP client nor a git implementation.
     if reference.source == "github":
         from isohub.repos.sources.github import GitHubSource  # noqa: PLC0415
@@ -70,7 +83,7 @@ def source_for(reference: Reference, credentials: Credentials | None = None) -> 
     if reference.ref is not None:
         from isohub.repos.sources.git import CloneSource  # noqa: PLC0415
 
-        return CloneSource(credentials)
+        return CloneSource(credentials, offline=offline)
     from isohub.repos.sources.local import DirectorySource  # noqa: PLC0415
 
     return DirectorySource()

@@ -23,8 +23,9 @@ from pathlib import Path
 from dulwich.errors import NotGitRepository
 from dulwich.repo import Repo
 
-from isohub.errors import IntegrityError, SourceUnavailableError, printable
+from isohub.errors import IntegrityError, OfflineError, SourceUnavailableError, printable
 from isohub.repos.credentials import Credentials
+from isohub.repos.http_errors import shown
 from isohub.repos.sources.lfs import LfsFile, LfsStore, parse_pointer
 from isohub.repos.sources.objects import DAMAGE, Objects
 from isohub.repos.sources.packs import PACK_LIMIT_BYTES, connected, received
@@ -76,6 +77,7 @@ def write_commit(
     extras: tuple[str, ...],
     home: Home,
     scratch: Path,
+    offline: bool,
     progress: bool,
 ) -> None:
     """Write a commit's tree, with extras.
@@ -88,22 +90,28 @@ def write_commit(
         extras: As in `Pin.extras`.
         home: Of its repository.
         scratch: A directory for temporary files.
+        offline: Ask no server.
         progress: Draw bars for LFS files on stderr, if that is a terminal.
 
     Raises:
         IntegrityError: Something is damaged, is not what was named, or may not be written.
         SourceUnavailableError: A submodule or an LFS file cannot be brought; both are named.
+        OfflineError: It would have to be asked for; it is named.
     """
     writer = TreeWriter(into, origin=origin)
-    _Writing(writer, extras, scratch, progress=progress).repository(objects, commit, home, prefix="", depth=0)
+    writing = _Writing(writer, extras, scratch, offline=offline, progress=progress)
+    writing.repository(objects, commit, home, prefix="", depth=0)
     writer.finish()
 
 
 class _Writing:
-    def __init__(self, writer: TreeWriter, extras: tuple[str, ...], scratch: Path, *, progress: bool) -> None:
+    def __init__(
+        self, writer: TreeWriter, extras: tuple[str, ...], scratch: Path, *, offline: bool, progress: bool
+    ) -> None:
         self._writer = writer
         self._extras = extras
         self._scratch = scratch
+        self._offline = offline
         self._progress = progress
         self._submodules = 0
         self._left_bytes = PACK_LIMIT_BYTES
@@ -121,7 +129,9 @@ class _Writing:
         links = objects.write_tree(commit, self._writer, prefix=prefix, set_aside=wanted)
         if pointers:
             clones = [directory / "lfs" / "objects" for directory in home.directories]
-            store = LfsStore(home.lfs, home.credentials, clones, self._scratch, progress=self._progress)
+            store = LfsStore(
+                home.lfs, home.credentials, clones, self._scratch, offline=self._offline, progress=self._progress
+            )
             store.write(pointers, self._writer)
         if links and "submodules" in self._extras:
             named = _read_gitmodules(objects, commit, prefix)
@@ -142,8 +152,9 @@ class _Writing:
         with ExitStack() as stack:
             try:
                 objects, inner = self._opened(stack, commit, submodule, home)
-            except (SourceUnavailableError, IntegrityError) as error:
-                text = f"the submodule {_shown(path)} ({_shown(submodule.url or 'no URL')}): {error.message}"
+            except (SourceUnavailableError, IntegrityError, OfflineError) as error:
+                url = "no URL" if submodule.url is None else _without_password(submodule.url)
+                text = f"the submodule {_shown(path)} ({_shown(url)}): {error.message}"
                 raise type(error)(text, hint=error.hint, **error.fields) from error
             self.repository(objects, commit, inner, prefix=f"{path}/", depth=depth)
 
@@ -168,6 +179,12 @@ class _Writing:
             objects = _clone_with(place, commit, stack)
             if objects is not None:
                 return objects, replace(inner, directories=(place,))
+        if self._offline:
+            raise OfflineError(
+                f"the clone does not have its commit {commit[:12]}, and the network may not be used",
+                hint="run `git submodule update --init --recursive` in the clone while there is a network",
+                url=None if location is None else shown(location),
+            )
         if location is None:
             raise SourceUnavailableError(
                 f"its URL {problem}",
@@ -221,6 +238,12 @@ def _clone_with(directory: Path, commit: str, stack: ExitStack) -> Objects | Non
     except KeyError:
         return None
     return objects
+
+
+def _without_password(url: str) -> str:
+    """A URL as ``.gitmodules`` has it, for a message: nobody should have written a password there, and some do."""
+    name, sign, rest = url.rpartition("@")
+    return shown(url) if "://" in url or ":" not in name else f"***{sign}{rest}"
 
 
 def _shown(text: str) -> str:

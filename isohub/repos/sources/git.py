@@ -57,7 +57,7 @@ class GitSource:
             if match is None and is_sha(ref):
                 match = refs.match_tip(ref, reference)
             if match is not None:
-                return Pin(reference, match.commit, match.name)
+                return Pin(reference, match.commit, match.name, validated=match.own)
             if not is_sha(ref) or not refs.commits:
                 raise refs.not_found(reference)
             if skip_validation and is_full_sha(ref):
@@ -100,11 +100,15 @@ class CloneSource:
     Ordinary, bare and linked worktrees' clones; what is not committed is not seen.
 
     Args:
-        credentials: Whom to ask its remote as, for submodules and LFS files that it lacks.
+        credentials: Whom to ask its remote as, for submodules and LFS files that it lacks. A commit
+            that is on none of its branches and tags, such as one of a pull request that was fetched
+            into it, has them asked for without any.
+        offline: Ask nobody: what it lacks is an `OfflineError`.
     """
 
-    def __init__(self, credentials: Credentials | None = None) -> None:
+    def __init__(self, credentials: Credentials | None = None, *, offline: bool = False) -> None:
         self._credentials = credentials or Credentials()
+        self._offline = offline
 
     def resolve(self, reference: Reference, *, skip_validation: bool = False) -> Pin:  # noqa: ARG002  # the user's own clone
         """Find the commit that a reference means now; any commit that is in the clone is the user's."""
@@ -113,7 +117,7 @@ class CloneSource:
             refs = _clone_refs(repo, objects)
             match = refs.match(ref)
             if match is not None:
-                return Pin(reference, match.commit, match.name)
+                return Pin(reference, match.commit, match.name, validated=match.own)
             if not is_sha(ref):
                 raise refs.not_found(reference)
             found = objects.commits_like(ref)
@@ -133,8 +137,13 @@ class CloneSource:
             tempfile.TemporaryDirectory(prefix=".pack-", dir=into.parent) as scratch,
         ):
             directories = tuple(dict.fromkeys(Path(str(place)) for place in (repo.controldir(), repo.commondir())))
-            home = Home(_origin(repo), self._credentials, own=True, directories=directories)
-            _write(objects, pin, into, home, Path(scratch), progress=progress)
+            origin = _origin(repo)
+            # The history is walked for those alone who may have to ask.
+            asks = bool(pin.extras) and origin is not None and not self._offline
+            own = asks and _is_on_branches(repo, objects, pin.commit)
+            credentials = self._credentials if own else Credentials(anonymous=True)
+            home = Home(origin, credentials, own, directories)
+            _write(objects, pin, into, home, Path(scratch), offline=self._offline, progress=progress)
 
 
 class _Peeled(Mapping[str, str]):
@@ -175,6 +184,13 @@ def _clone_refs(repo: Repo, objects: Objects) -> Refs:
     return Refs(_Peeled(raw, objects), head, head_name, remote="origin")
 
 
+def _is_on_branches(repo: Repo, objects: Objects, commit: str) -> bool:
+    """Whether a clone's own branches and tags lead to a commit; what else was fetched is anyone's."""
+    refs = _clone_refs(repo, objects).commits
+    tips = [refs[name] for name in refs if name.startswith(("refs/heads/", "refs/tags/"))]
+    return commit in tips or commit in objects.reachable(tips)
+
+
 @contextmanager
 def _opened(reference: Reference) -> Iterator[tuple[Repo, Objects]]:
     where = reference.location
@@ -211,7 +227,9 @@ def _unreadable(reference: Reference, error: Exception) -> SourceUnavailableErro
     )
 
 
-def _write(objects: Objects, pin: Pin, into: Path, home: Home, scratch: Path, *, progress: bool) -> None:
+def _write(
+    objects: Objects, pin: Pin, into: Path, home: Home, scratch: Path, *, progress: bool, offline: bool = False
+) -> None:
     write_commit(
         objects,
         pin.commit,
@@ -220,6 +238,7 @@ def _write(objects: Objects, pin: Pin, into: Path, home: Home, scratch: Path, *,
         extras=pin.extras,
         home=home,
         scratch=scratch,
+        offline=offline,
         progress=progress,
     )
 

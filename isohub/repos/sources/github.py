@@ -4,8 +4,15 @@ To resolve costs one request outside the REST quota, for names and tips. A SHA t
 must be shown to belong to a branch or tag of the very repository, since GitHub serves the
 commits of all forks under each other's names: a second request brings the history of branches and
 tags without files, and it is walked. Only a history beyond 64 MiB, or a server that cannot leave
-files out, is asked about by the REST API. Tokens go to the server that they belong to.
-Runs in the caller; executes nothing.
+files out, is asked about by the REST API.
+
+An archive is filtered by the repository's attributes (export-ignore, export-subst, line ends), and its
+commit is its own word. So what was unpacked is compared with the tree that the commit itself names: a
+third request brings the commit object, whose hash is the commit's id. Where they differ, the git
+protocol brings the files, so that a commit is one tree whichever way it came. A server that does not
+answer that is trusted as far as TLS goes, and a warning says so.
+
+Tokens go to the server that they belong to. Runs in the caller; executes nothing.
 
 Source: gitprotocol-http(5); GitHub REST API 2022-11-28 (commits, "compare two commits", "download
 a repository archive"); "You might see commits outside of the repository", docs.github.com.
@@ -21,16 +28,18 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isohub.errors import RefNotFoundError, SourceUnavailableError
+from isohub.errors import IntegrityError, RefNotFoundError, SourceUnavailableError
 from isohub.repos.archive import extract_zip
 from isohub.repos.credentials import Credentials
+from isohub.repos.disk import remove_tree
 from isohub.repos.download import download
 from isohub.repos.http import HttpClient, read_limited
+from isohub.repos.measure import measure
 from isohub.repos.pins import Pin
 from isohub.repos.reference import github_api
 from isohub.repos.sources.git import GitSource
-from isohub.repos.sources.packs import HISTORY_LIMIT_BYTES, history
-from isohub.repos.sources.pkt import PackTooLargeError
+from isohub.repos.sources.packs import HISTORY_LIMIT_BYTES, history, tree_of
+from isohub.repos.sources.pkt import Advertisement, PackTooLargeError
 from isohub.repos.sources.refs import Refs, is_full_sha, is_sha
 from isohub.repos.sources.smart_http import HttpRemote
 
@@ -42,6 +51,10 @@ if TYPE_CHECKING:
 __all__ = ["GitHubSource"]
 
 _log = logging.getLogger("isohub.repos")
+# What GitHub's servers can do, as they said for years: so they need not be asked at each commit.
+_UNASKED = frozenset({"filter", "no-progress", "ofs-delta", "shallow", "side-band-64k"})
+# What comes of a redirected POST, which HTTP clients make a GET of (RFC 9110, section 15.4.2).
+_NO_POST = frozenset({400, 404, 405})
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 # Each is a request of the REST quota, 60 an hour without a token and 5,000 with one.
 _COMPARE_LIMIT = 100
@@ -70,16 +83,21 @@ class GitHubSource:
             if match is None and is_sha(ref):
                 match = refs.match_tip(ref, reference)
             if match is not None:
-                return Pin(reference, match.commit, match.name)
+                return Pin(reference, match.commit, match.name, validated=match.own)
             if not is_sha(ref):
                 raise refs.not_found(reference)
             return self._pin_of_no_tip(client, remote, reference, ref.lower(), skip_validation=skip_validation)
 
     def fetch(self, pin: Pin, into: Path, *, progress: bool = False) -> None:
-        """Download a commit's archive and unpack it; see `Source.fetch`. With extras, by the git protocol."""
-        if pin.extras:
+        """Download a commit's archive, unpack it, and compare it with the commit; see `Source.fetch`.
+
+        With extras, and where the archive is not the commit's tree, by the git protocol.
+        """
+        if pin.extras or not self._is_unpacked(pin, into, progress=progress):
             GitSource(self._credentials).fetch(pin, into, progress=progress)
-            return
+
+    def _is_unpacked(self, pin: Pin, into: Path, *, progress: bool) -> bool:
+        """Bring the archive; whether it is the commit's tree. If not, the directory is empty again."""
         reference = pin.reference
         url = f"{reference.location}/archive/{pin.commit}.zip"
         with (
@@ -99,7 +117,57 @@ class GitHubSource:
                 except SourceUnavailableError as second:
                     raise _named(second, reference, f"commit {pin.commit}") from second
             with path.open("rb") as archive:
-                extract_zip(archive, into, origin=url, commit=pin.commit)
+                names_commit = extract_zip(archive, into, origin=url, commit=pin.commit)
+            tree = self._tree(client, pin, Path(scratch))
+        if tree is None:
+            if not names_commit:
+                raise IntegrityError(
+                    f"{url} does not say of which commit it is, and {reference.host} does not show the commit",
+                    hint=f"bring it by the git protocol: git+{reference.location}@{pin.commit}",
+                    reference=str(reference),
+                    url=url,
+                    expected=pin.commit,
+                )
+            return True
+        found = measure(into, algorithm=_object_format(pin.commit)).digest
+        if found == tree:
+            return True
+        _log.info(
+            "the archive of %s has the tree %s and its commit %s: attributes such as export-ignore and submodules "
+            "make them differ; the git protocol brings the commit's",
+            pin.name,
+            found[:12],
+            tree[:12],
+        )
+        remove_tree(into)
+        into.mkdir()
+        return False
+
+    def _tree(self, client: HttpClient, pin: Pin, scratch: Path) -> str | None:
+        """Id of the tree that the commit names, by the commit's own hash; None if the server does not show it."""
+        reference = pin.reference
+        base = f"{reference.location}.git"
+        words = _UNASKED | {f"object-format={_object_format(pin.commit)}"}
+        taken = Advertisement(Refs({}, None, None), {}, words, base)
+        try:
+            try:
+                return tree_of(HttpRemote(client, base, taken), pin.commit, scratch)
+            except SourceUnavailableError as error:
+                if error.status not in _NO_POST:
+                    raise
+                # Of a renamed repository: it says where it is now when it is asked for its refs.
+                return tree_of(HttpRemote(client, base), pin.commit, scratch)
+        except (SourceUnavailableError, PackTooLargeError) as error:
+            if isinstance(error, SourceUnavailableError) and error.passing:
+                # What a commit is must not depend on the weather.
+                raise _named(error, reference, f"commit {pin.commit}") from error
+            _log.warning(
+                "%s does not show the commit itself, so that TLS alone vouches for what the archive of %s holds: %s",
+                reference.host,
+                pin.name,
+                error.message,
+            )
+            return None
 
     def _remote(self, client: HttpClient, reference: Reference) -> HttpRemote:
         try:
@@ -180,6 +248,10 @@ def _in_history(remote: HttpRemote, sha: str) -> list[str] | None:
         return None
 
 
+def _object_format(commit: str) -> str:
+    return "sha1" if len(commit) == 40 else "sha256"
+
+
 def _api(reference: Reference) -> str:
     return github_api(reference.location.removesuffix(f"/{reference.owner}/{reference.repo}"))
 
@@ -201,9 +273,7 @@ def _json(client: HttpClient, url: str) -> dict[str, Any]:
 def _named(error: SourceUnavailableError, reference: Reference, what: str) -> SourceUnavailableError | RefNotFoundError:
     """The error with the repository's name, and a hint that fits its status."""
     if error.status not in (401, 404, 410, 451):  # 403 is mostly a limit on the rate, and says so itself
-        return SourceUnavailableError(
-            error.message, hint=error.hint, reference=str(reference), url=error.url, status=error.status
-        )
+        return SourceUnavailableError(error.message, hint=error.hint, **{**error.fields, "reference": str(reference)})
     owner_repo = f"{reference.owner}/{reference.repo}"
     # GitHub answers 401 for repositories that do not exist, so as not to tell which are private.
     hint = "check the spelling; for a private repository set GITHUB_TOKEN, or log in with git or in ~/.netrc"
@@ -217,7 +287,5 @@ def _named(error: SourceUnavailableError, reference: Reference, what: str) -> So
     return SourceUnavailableError(
         f"{reference.host} gives no {what} of {owner_repo} (HTTP {error.status}): it does not exist, or not for you",
         hint=hint,
-        reference=str(reference),
-        url=error.url,
-        status=error.status,
+        **{**error.fields, "reference": str(reference)},
     )

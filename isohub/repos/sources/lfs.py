@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from isohub.errors import IntegrityError, SourceUnavailableError, printable
+from isohub.errors import IntegrityError, OfflineError, SourceUnavailableError, printable
 from isohub.repos.credentials import Credentials
 from isohub.repos.download import Wanted, download_all
 from isohub.repos.http import HttpClient, read_limited
@@ -101,6 +101,7 @@ class LfsStore:
         credentials: Whom to ask it as.
         directories: ``lfs/objects`` of clones on this machine, looked into first.
         scratch: A directory for temporary files.
+        offline: Ask no server.
         progress: Draw bars on stderr, if that is a terminal.
     """
 
@@ -111,12 +112,14 @@ class LfsStore:
         directories: Sequence[Path],
         scratch: Path,
         *,
+        offline: bool,
         progress: bool,
     ) -> None:
         self._location = location
         self._credentials = credentials
         self._directories = directories
         self._scratch = scratch
+        self._offline = offline
         self._progress = progress
 
     def write(self, files: Sequence[LfsFile], writer: TreeWriter) -> None:
@@ -124,6 +127,7 @@ class LfsStore:
 
         Raises:
             SourceUnavailableError: The server has no Git LFS, or does not give an object.
+            OfflineError: The server would have to be asked.
             IntegrityError: What came is not what a pointer names, or is too much.
         """
         total_bytes = sum(file.pointer.size for file in files)
@@ -169,8 +173,14 @@ class LfsStore:
 
     def _bring(self, batch: dict[Pointer, list[LfsFile]]) -> dict[Pointer, Path]:
         """Download objects, some at a time."""
+        example = printable(next(iter(batch.values()))[0].path, limit_chars=300, newlines=False)
+        if self._offline:
+            raise OfflineError(
+                f"{example!r} is in Git LFS, the clone does not have its content, and the network may not be used",
+                hint="run `git lfs fetch --all` in the clone while there is a network",
+                url=self._location,
+            )
         if self._location is None or (not is_ssh(self._location) and "://" not in self._location):
-            example = printable(next(iter(batch.values()))[0].path, limit_chars=300, newlines=False)
             raise SourceUnavailableError(
                 f"{example!r} is in Git LFS, and neither the clone nor a server has its content",
                 hint="run `git lfs fetch --all` in the clone",
@@ -200,6 +210,13 @@ class LfsStore:
         """Ask the batch API where the objects are."""
         credentials, headers = self._credentials, {}
         if is_ssh(location):
+            if credentials.anonymous:
+                raise SourceUnavailableError(
+                    f"{location} has Git LFS files, and ssh would use your keys for a commit that may be anyone's: "
+                    "it is on no branch or tag",
+                    hint="look at it, and run `git lfs fetch --all` in the clone",
+                    url=location,
+                )
             server, given = lfs_authenticate(location)
             headers = _headers(given, location)
             credentials = Credentials(anonymous=True)
@@ -226,8 +243,7 @@ class LfsStore:
             raise SourceUnavailableError(
                 f"{location} has no Git LFS server for us: {error.message}",
                 hint="a server that .lfsconfig names is not asked; `git lfs clone` it and name the clone: ./clone:ref",
-                url=url,
-                status=error.status,
+                **{**error.fields, "url": url},
             ) from error
         return self._actions(answer, url, location, batch)
 

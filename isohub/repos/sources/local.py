@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isohub.errors import SourceUnavailableError
+from isohub.repos.blobs import open_regular
 from isohub.repos.measure import Measured, blob_id, measure
 from isohub.repos.pins import TREE_PREFIX, Checkout, Pin
 from isohub.repos.sources.submodules import GITMODULES_LIMIT_BYTES, parse_gitmodules
@@ -127,7 +128,8 @@ def _cached_blob_id(path: bytes, info: os.stat_result) -> bytes | None:
 def _empty_submodules(root: Path, measured: Measured) -> tuple[str, ...]:
     """Empty directories that ``.gitmodules`` names; others are just empty."""
     try:
-        with (root / ".gitmodules").open("rb") as stream:
+        # A link is none for git as well, and a pipe would be waited for.
+        with os.fdopen(open_regular(root / ".gitmodules"), "rb") as stream:
             named = parse_gitmodules(stream.read(GITMODULES_LIMIT_BYTES + 1))
     except (OSError, ValueError):
         return ()

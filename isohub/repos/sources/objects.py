@@ -13,6 +13,7 @@ import hashlib
 import re
 import stat
 import zlib
+from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dulwich.errors import ApplyDeltaError, ChecksumMismatch, FileFormatException
@@ -121,14 +122,15 @@ class Objects:
     def reachable(self, tips: Iterable[str]) -> Iterator[str]:
         """Commits that tips lead to, each once.
 
-        Every step is a parent's id in a commit that was hashed, so what is only in the store, without
-        a way to it from a tip, is not among them. The walk ends where an object is not here.
+        The nearest come first. Every step is a parent's id in a commit that was hashed, so what is only
+        in the store, without a way to it from a tip, is not among them. The walk ends where an object
+        is not here.
 
         Args:
             tips: Ids of commits, and of tags, which are peeled. Trust: the network.
         """
         seen: set[str] = set()
-        pending: list[str] = []
+        pending: deque[str] = deque()
         for tip in tips:
             try:
                 commit = self.peel(tip)
@@ -138,7 +140,7 @@ class Objects:
                 seen.add(commit)
                 pending.append(commit)
         while pending:
-            commit = pending.pop()
+            commit = pending.popleft()
             try:
                 parents = self._parents(commit)
             except KeyError:
@@ -175,7 +177,7 @@ class Objects:
             IntegrityError: An object is damaged or missing, or the tree may not be written.
         """
         submodules: dict[str, str] = {}
-        pending = [(self._root(commit), prefix)]
+        pending = [(self.tree(commit), prefix)]
         while pending:
             tree, above = pending.pop()
             for mode, raw_name, sha in self._entries(tree):
@@ -203,12 +205,18 @@ class Objects:
 
     def top_file(self, commit: str, name: str) -> bytes | None:
         """Content of a regular file at the top of a commit's tree; None if there is no such one."""
-        for mode, raw_name, sha in self._entries(self._root(commit)):
+        for mode, raw_name, sha in self._entries(self.tree(commit)):
             if raw_name == name.encode("utf-8") and stat.S_ISREG(mode):
                 return self._blob(sha, name)
         return None
 
-    def _root(self, commit: str) -> str:
+    def tree(self, commit: str) -> str:
+        """The tree that a commit names.
+
+        Raises:
+            IntegrityError: It is damaged, or no commit.
+            SourceUnavailableError: It is not here.
+        """
         kind, data = self._required(commit)
         root = _header(data, b"tree") if kind == "commit" else None
         if root is None:

@@ -29,7 +29,7 @@ from isohub.repos.sources.ssh import SshRemote, is_ssh
 if TYPE_CHECKING:
     from isohub.repos.credentials import Credentials
 
-__all__ = ["HISTORY_LIMIT_BYTES", "PACK_LIMIT_BYTES", "connected", "history", "received"]
+__all__ = ["HISTORY_LIMIT_BYTES", "PACK_LIMIT_BYTES", "connected", "history", "received", "tree_of"]
 
 #: As for archives: GitHub refuses pushes above 2 GiB.
 PACK_LIMIT_BYTES = 2 << 30
@@ -41,6 +41,8 @@ HISTORY_LIMIT_BYTES = 64 << 20
 _OBJECT_LIMIT_BYTES = 512 << 20
 # All together, deltas applied: each is inflated and hashed, at some 300 MB/s.
 _INFLATED_LIMIT_BYTES = 32 << 30
+# One commit: its message is the largest part, and GitHub shows 64 KiB of it.
+_COMMIT_LIMIT_BYTES = 16 << 20
 _OFS_DELTA, _REF_DELTA = 6, 7
 _STEP_BYTES = 1 << 16
 
@@ -157,6 +159,24 @@ def history(remote: Remote, sha: str, *, limit_bytes: int) -> list[str]:
                 if is_full_sha(sha):
                     break
     return found
+
+
+def tree_of(remote: Remote, commit: str, scratch: Path) -> str:
+    """Id of the tree that a commit names, by the commit object alone.
+
+    Args:
+        remote: Whom to ask; it can be asked once.
+        commit: Its id, which the object must have.
+        scratch: A directory for temporary files.
+
+    Raises:
+        SourceUnavailableError: The server refuses or fails.
+        PackTooLargeError: It sends more than the commit.
+        IntegrityError: What arrives is damaged.
+    """
+    only = received(remote, [commit], scratch, depth=1, commits_only=True, limit_bytes=_COMMIT_LIMIT_BYTES)
+    with only as (objects, _):
+        return objects.tree(commit)
 
 
 def _check_sizes(pack: IO[bytes], id_bytes: int) -> None:

@@ -32,6 +32,9 @@ ADVERTISEMENT_LIMIT_BYTES = 128 << 20
 _SHA = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _LENGTH = re.compile(rb"[0-9a-fA-F]{4}")
 _AGENT = "agent=isohub"
+# What a server may say beside a pack: 5 bytes a packet, and a keep-alive every 5 s. Packets of 1,000
+# bytes, the least that git sends, take 11 MB for 2 GiB.
+_TALK_LIMIT_BYTES = 64 << 20
 
 
 class PackTooLargeError(IntegrityError):
@@ -102,21 +105,26 @@ class PktStream:
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
-        self._held = b""
+        self._held = b""  # the last chunk; what is before `_at` was read
+        self._at = 0
 
     def exactly(self, count: int) -> bytes:
         """So many bytes; ValueError where there are fewer."""
-        parts = [self._held]
-        missing = count - len(self._held)
+        # The rest of a chunk is not copied: one may hold an advertisement whole.
+        end = self._at + count
+        if end <= len(self._held):
+            start, self._at = self._at, end
+            return self._held[start:end]
+        parts = [self._held[self._at :]]
+        missing = count - len(parts[0])
         while missing > 0:
             chunk = next(self._chunks, None)
             if chunk is None:
                 raise ValueError("it ends in the middle of a line")
-            parts.append(chunk)
+            parts.append(chunk[:missing])
+            self._held, self._at = chunk, min(missing, len(chunk))
             missing -= len(chunk)
-        whole = b"".join(parts)
-        self._held = whole[count:]
-        return whole[:count]
+        return b"".join(parts)
 
     def pkt(self) -> bytes | None:
         """One pkt-line's content, or None for a flush."""
@@ -131,8 +139,8 @@ class PktStream:
 
     def rest(self) -> Iterator[bytes]:
         """All that is left, in chunks."""
-        yield self._held
-        self._held = b""
+        yield self._held[self._at :]
+        self._held, self._at = b"", 0
         yield from self._chunks
 
 
@@ -211,6 +219,7 @@ class PackRequest:
         words: list[str] = [word for word in ("ofs-delta", "no-progress", "side-band-64k") if word in able]
         self._base = advertisement.base
         self._limit_bytes = limit_bytes
+        self._talk_bytes = 0
         self._sideband = "side-band-64k" in words
         self._shallow = depth is not None and "shallow" in able
         filtered = commits_only and "filter" in able
@@ -231,13 +240,15 @@ class PackRequest:
 
         Raises:
             ValueError: It does not follow the grammar.
-            SourceUnavailableError: The server refuses.
+            SourceUnavailableError: The server refuses, or says too much beside the pack.
             PackTooLargeError: The pack is larger than allowed.
         """
         into.seek(0)
         into.truncate()
+        self._talk_bytes = 0
         if self._shallow:
             while (line := stream.pkt()) is not None:
+                self._listen(4 + len(line))
                 if not line.startswith((b"shallow ", b"unshallow ")):
                     raise self._refused(line)
         if (line := stream.pkt()) is None or line.rstrip(b"\n") != b"NAK":
@@ -253,12 +264,21 @@ class PackRequest:
     def _banded(self, stream: PktStream) -> Iterator[bytes]:
         while (line := stream.pkt()) is not None:
             band, content = line[:1], line[1:]
+            self._listen(5 if band == b"\1" else 4 + len(line))
             if band == b"\1":
                 yield content
             elif band == b"\3":
                 raise self._refused(content)
             elif band != b"\2":
                 raise ValueError(f"there is no side band {band!r}")
+
+    def _listen(self, count: int) -> None:
+        """Count what is no part of the pack."""
+        self._talk_bytes += count
+        if self._talk_bytes > _TALK_LIMIT_BYTES:
+            raise SourceUnavailableError(
+                f"{self._base} says more than {_TALK_LIMIT_BYTES} bytes beside the pack", url=self._base
+            )
 
     def _refused(self, line: bytes) -> SourceUnavailableError:
         text = _said(line.removeprefix(b"ERR ")) or "no reason given"

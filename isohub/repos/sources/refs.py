@@ -52,10 +52,13 @@ class Match:
     Attributes:
         commit: Its commit; tags are peeled.
         name: Full name of the ref, or None if a SHA matched.
+        own: Whether it is the repository's own word: HEAD, a branch or a tag. Anyone can open a pull
+            request, and a server has a ref for each.
     """
 
     commit: str
     name: str | None
+    own: bool = True
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ class Refs:
                 others[0],
                 self.commits[others[0]][:7],
             )
-        return Match(self.commits[found[0]], found[0])
+        prefixes = ("refs/heads/", "refs/tags/", *(["refs/remotes/"] if self.remote else []))
+        return Match(self.commits[found[0]], found[0], found[0].startswith(prefixes))
 
     def tips(self) -> dict[str, str]:
         """Commits at the tips of branches and tags, each with one name; HEAD first, then branches.

@@ -31,16 +31,17 @@ class HttpRemote:
 
     Args:
         client: Whom to ask with.
-        base: Address of the repository, as ``git clone`` takes it. It is asked at once.
+        base: Address of the repository, as ``git clone`` takes it.
+        taken: What it is taken to say, where that is known. Else it is asked at once.
 
     Raises:
         SourceUnavailableError: There is no such repository for us, or what answers is no git server.
     """
 
-    def __init__(self, client: HttpClient, base: str) -> None:
+    def __init__(self, client: HttpClient, base: str, taken: Advertisement | None = None) -> None:
         self._client = client
         # Without a version's header the server answers in version 0, which brings refs with the first request.
-        self.advertisement = client.request(
+        self.advertisement = taken or client.request(
             f"{base}{_ASKED}?service=git-upload-pack", lambda response: _read_advertisement(response, base)
         )
 

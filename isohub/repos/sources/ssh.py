@@ -28,6 +28,7 @@ from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote
 
 from isohub.errors import SourceUnavailableError, printable
+from isohub.repos.naming import without_credentials
 from isohub.repos.sources.pkt import PackRequest, PktStream, read_refs
 
 if TYPE_CHECKING:
@@ -51,6 +52,13 @@ _SCP = re.compile(r"(?:(?P<user>[^@/:]*)@)?(?P<host>\[[^]/]*\]|[^@:/\[]+):(?P<pa
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]{2,45}\]")
 _PORT = re.compile(r"[0-9]{1,5}")
+# ssh(1) ends with 255 for its own errors, else with the exit code of what it ran.
+_OWN_ERROR = 255
+_PASSING = re.compile(
+    "Connection (?:refused|timed out|reset)|Operation timed out|Could not resolve|No route to host|"
+    "Network is (?:unreachable|down)|Broken pipe"
+)
+_LASTING = re.compile("Permission denied|Host key verification failed|IDENTIFICATION HAS CHANGED")
 # No agent, no forwarding, no terminal, no questions: the server gets a command and nothing of ours.
 _OPTIONS = (
     *("-a", "-x", "-T"),
@@ -99,7 +107,7 @@ def parse_ssh(location: str) -> SshAddress:
         SourceUnavailableError: A part of it is not what it may be.
     """
     match = _URL.fullmatch(location) or _SCP.fullmatch(location)
-    shown = printable(location, limit_chars=300, newlines=False)
+    shown = printable(without_credentials(location), limit_chars=300, newlines=False)
     if match is None:
         raise SourceUnavailableError(f"{shown!r} is no ssh address: expected ssh://user@host/path", url=shown)
     user, host, path = match["user"], match["host"], match["path"]
@@ -110,7 +118,7 @@ def parse_ssh(location: str) -> SshAddress:
         path = path[1:] if path.startswith("/~") else path
     wrong = None
     if user is not None and not _USER.fullmatch(user):
-        wrong = f"the user {user!a}"
+        wrong = f"the user {user!a}" if ":" not in user else "the user, with a password,"
     elif not _HOST.fullmatch(host):
         wrong = f"the host {host!a}"
     elif port and not (_PORT.fullmatch(port) and 0 < int(port) < 65536):
@@ -257,11 +265,11 @@ class _Program:
         try:
             yield
         except _BrokenError as error:
-            raise self._failure(str(error)) from error
+            raise self._failure(str(error), passing=True) from error
         except ValueError as error:
             raise self._failure(f"what came is not git's: {error}") from error
 
-    def _failure(self, what: str) -> SourceUnavailableError:
+    def _failure(self, what: str, *, passing: bool = False) -> SourceUnavailableError:
         """The error for a conversation that ended: what ssh said, and a hint that fits it."""
         by_itself = self._finish(END_LIMIT_S)
         self._drain()
@@ -270,8 +278,11 @@ class _Program:
         code = self._process.returncode
         if by_itself and code != 0:
             what = f"ssh ended with exit code {code}"
+            passing = code == _OWN_ERROR and _PASSING.search(complaints) is not None
+        if _LASTING.search(complaints):
+            passing = False
         text = f"{self._location}: {what}" + (f"; ssh says: {said}" if said else "")
-        return SourceUnavailableError(text, hint=_hint(complaints, self._address), url=self._location)
+        return SourceUnavailableError(text, hint=_hint(complaints, self._address), url=self._location, passing=passing)
 
     def end(self, farewell: bytes = b"") -> None:
         """End it: kindly for a moment, then by force, with all that it started."""

@@ -118,6 +118,8 @@ def locate(url: str, base: str | None) -> str:
     if not separator or scheme not in ("https", "http"):
         what = f"has the scheme {printable(scheme, limit_chars=40)!r}" if separator else "is a path"
         raise ValueError(f"{what}; a repository's submodules are fetched over https alone")
+    if "?" in rest:
+        raise ValueError("has a query, which no repository's address has")
     host, slash, path = rest.partition("/")
     try:
         # The rules for what a user may write hold here as well: no credentials, plain components.

@@ -112,3 +112,93 @@ def nested(repo, name="model", **kwargs):
 
 def places():
     return torch.hub.get_dir(), os.environ.get("TORCH_HOME")
+
+
+def mirror(first, second, seconds):
+    """An alarm ends the first download, and a second address is tried: a usual fallback."""
+    import signal
+
+    def alarm(*_):
+        raise TimeoutError("the mirror is slow")
+
+    before = signal.signal(signal.SIGALRM, alarm)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        torch.hub.download_url_to_file(first, "a.bin", progress=False)
+    except TimeoutError:
+        pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    torch.hub.download_url_to_file(second, "b.bin", progress=False)
+    with open("b.bin", "rb") as stream:
+        return stream.read()
+
+
+def within_a_download(url):
+    """A signal handler that downloads while a download is under way."""
+    import signal
+
+    said = []
+
+    def alarm(*_):
+        try:
+            torch.hub.download_url_to_file(url + "?2", "c.bin", progress=False)
+        except RuntimeError as error:
+            said.append(str(error))
+
+    before = signal.signal(signal.SIGALRM, alarm)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        torch.hub.download_url_to_file(url, "a.bin", progress=False)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    return said
+
+
+def in_a_directory(first, second, name=None):
+    states = [
+        torch.hub.load_state_dict_from_url(url, model_dir="ck", progress=False, file_name=name) for url in (first, second)
+    ]
+    return [state["weight"].item() for state in states]
+
+
+def rewrites(url):
+    """As training code does: the checkpoint is written again in its place."""
+    torch.hub.download_url_to_file(url, "w.pth", progress=False)
+    torch.save({"weight": torch.tensor([7.0])}, "w.pth")
+    return os.path.islink("w.pth"), torch.load("w.pth")["weight"].item()
+
+
+def mistake(kind):
+    """What a repo gets wrong, and hears of itself."""
+    wrong = {
+        "hash": lambda: torch.hub.download_url_to_file("http://127.0.0.1:1/x", "x", 12345678),
+        "repo": lambda: torch.hub.load(12, "model", trust_repo=True),
+        "surrogate": lambda: torch.hub.download_url_to_file("http://127.0.0.1:1/\ud800", "x"),
+        "directory": lambda: torch.hub.download_url_to_file("http://127.0.0.1:1/x", "."),
+    }
+    try:
+        wrong[kind]()
+    except Exception as error:
+        return type(error).__name__
+    return "nothing"
+
+
+_SINGLE = []
+
+
+def single():
+    """The same object at every call."""
+    if not _SINGLE:
+        _SINGLE.append(torch.nn.Linear(1, 1))
+    return _SINGLE[0]
+
+
+def in_loader(url):
+    """A DataLoader's worker is a fork."""
+    return in_a_fork(url)
+
+
+def late(seed=0, device=None, width=1):
+    return seed, device, width

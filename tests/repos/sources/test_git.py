@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from isohub.errors import IntegrityError, RefNotFoundError, SourceUnavailableError
+from isohub.errors import IntegrityError, OfflineError, RefNotFoundError, SourceUnavailableError
 from isohub.repos.measure import measure
 from isohub.repos.pins import Pin
 from isohub.repos.reference import parse
@@ -106,6 +106,35 @@ def test_a_commit_is_fetched_without_its_history(repo: GitRepo, url: str, tmp_pa
     assert (into / "hubconf.py").read_text() == "two\n"
     assert (into / "link").read_text() == "a\n"
     assert (into / "run.sh").stat().st_mode & 0o111
+
+
+def test_only_branches_and_tags_are_a_repositorys_own(repo: GitRepo, url: str, tmp_path: Path) -> None:
+    for name in ("refs/pull/1/head", "refs/merge-requests/2/head", "refs/changes/01/1/1"):
+        repo.ref(name, "feature/x")
+        for text in (f"{url}@{name}", f"{repo.path}:{name}"):
+            pin = resolve(text)
+            assert (pin.commit, pin.ref_name, pin.validated) == (repo.sha("feature/x"), name, False)
+    for ref in ("HEAD", "main", "v1", "v2", repo.sha("main~1")):
+        assert resolve(f"{url}@{ref}").validated
+        assert resolve(f"{repo.path}:{ref}").validated
+    # A server's remotes are not ours; a clone's are where its branches came from.
+    repo.ref("refs/remotes/origin/x", "feature/x")
+    assert not resolve(f"{url}@refs/remotes/origin/x").validated
+    assert resolve(f"{repo.path}:origin/x").validated
+    repo.git("checkout", "--quiet", "--detach", "v1")
+    assert resolve(f"{url}@HEAD").validated
+
+
+def test_offline_asks_no_server(repo: GitRepo, url: str, github: GitHubServer, tmp_path: Path) -> None:
+    for text in (f"{url}@main", "group/clone:main"):
+        with pytest.raises(OfflineError, match="on a server"):
+            source_for(parse(text), offline=True)
+    reference = parse(f"{repo.path}:main")
+    source = source_for(reference, offline=True)
+    (tmp_path / "into").mkdir()
+    source.fetch(source.resolve(reference), tmp_path / "into")
+    assert (tmp_path / "into" / "hubconf.py").read_text() == "three\n"
+    assert github.count() == 0
 
 
 def test_refs_that_are_not_there(repo: GitRepo, url: str) -> None:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import base64
 import logging
+import subprocess
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,13 +14,15 @@ import pytest
 from isohub.errors import FetchError, IntegrityError, IsohubError, RefNotFoundError, SourceUnavailableError
 from isohub.repos import http
 from isohub.repos.credentials import Credentials
+from isohub.repos.measure import measure
 from isohub.repos.pins import Pin
 from isohub.repos.reference import parse
+from isohub.repos.sources.git import GitSource
 from isohub.repos.sources.github import GitHubSource
 from tests.servers.git_repo import GitRepo
 from tests.servers.github import Fault, GitHubServer
 
-REFS, ARCHIVE, API = r"/info/refs", r"/archive/", r"/api/v3/"
+REFS, ARCHIVE, COMMIT, API = r"/info/refs", r"/archive/", r"/git-upload-pack$", r"/api/v3/"
 
 
 @pytest.fixture
@@ -72,7 +76,8 @@ def test_resolves_names_in_one_request(
     github: GitHubServer, repo: GitRepo, ref: str | None, at: str, name: str
 ) -> None:
     pin = resolve("o/r" + (f":{ref}" if ref else ""))
-    assert (pin.commit, pin.ref_name, pin.validated) == (repo.sha(at), name, True)
+    # Anyone can open a pull request: its commit is not the repository's own.
+    assert (pin.commit, pin.ref_name, pin.validated) == (repo.sha(at), name, not name.startswith("refs/pull/"))
     assert github.count() == github.count(REFS) == 1
 
 
@@ -173,6 +178,7 @@ def test_the_search_for_a_commit_is_bounded(
     github: GitHubServer, repo: GitRepo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("isohub.repos.sources.github._COMPARE_LIMIT", 2)
+    repo.git("config", "uploadpack.allowFilter", "false")
     fork = repo.orphan({"hubconf.py": "evil"})
     with pytest.raises(RefNotFoundError, match="none of the first 2 of its 4 branches and tags"):
         resolve(f"o/r:{fork}")
@@ -180,6 +186,7 @@ def test_the_search_for_a_commit_is_bounded(
 
 
 def test_unknown_and_ambiguous_shas(github: GitHubServer, repo: GitRepo) -> None:
+    repo.git("config", "uploadpack.allowFilter", "false")
     for sha in ("f" * 40, "fffffff"):
         with pytest.raises(RefNotFoundError, match="no branch, tag or commit"):
             resolve(f"o/r:{sha}")
@@ -381,9 +388,11 @@ def test_tokens_stay_with_their_host(
     pin = resolve("o/r:v1")
     old = repo.sha("feature/x~1")
     assert resolve(f"o/r:{old}").commit == old
-    into = fetch(pin, tmp_path)
+    with caplog.at_level(logging.WARNING, "isohub.repos"):
+        into = fetch(pin, tmp_path)
     assert (into / "hubconf.py").read_text() == "one\n"
     assert github.count("/zipball/") == 1
+    assert caplog.text == ""  # the commit is shown as well
     # A redirect to another port is a redirect to another host.
     github.fail(ARCHIVE, Fault(redirect=other.url + "{path}"))
     other.add("o", "r", repo)
@@ -437,11 +446,18 @@ def test_tokens_are_not_sent_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> No
     assert Credentials().tokens() == {}
 
 
-def test_renamed_repositories_are_followed(github: GitHubServer, repo: GitRepo, tmp_path: Path) -> None:
+def test_renamed_repositories_are_followed(
+    github: GitHubServer, repo: GitRepo, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     github.fail("/old/", Fault(redirect=f"{github.url}/o/r.git/info/refs?service=git-upload-pack"), times=1)
     pin = resolve("old/name:v1")
-    github.fail("/old/", Fault(redirect=f"{github.url}/o/r/archive/{pin.commit}.zip"), times=1)
-    assert (fetch(pin, tmp_path) / "hubconf.py").read_text() == "one\n"
+    # GitHub redirects a POST by 301 or 302 too, and what follows it is a GET.
+    github.fail("/old/.*/archive/", Fault(redirect=f"{github.url}/o/r/archive/{pin.commit}.zip"), times=1)
+    github.fail("/old/.*/git-upload-pack", Fault(redirect=f"{github.url}/o/r.git/git-upload-pack"), times=1)
+    github.fail("/old/", Fault(redirect=f"{github.url}/o/r.git/info/refs?service=git-upload-pack"), times=1)
+    with caplog.at_level(logging.WARNING, "isohub.repos"):
+        assert (fetch(pin, tmp_path) / "hubconf.py").read_text() == "one\n"
+    assert caplog.text == ""
 
 
 def test_redirects_end(github: GitHubServer, repo: GitRepo) -> None:
@@ -463,3 +479,180 @@ def test_a_missing_repository_that_is_a_directory_here(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SourceUnavailableError, match=r"\./some/model"):
         resolve("some/model")
+
+
+# The archive, and the commit that it should be.
+
+
+def archive_of(repo: GitRepo, what: str, *, comment: bytes = b"") -> bytes:
+    """A zip of a tree or a commit; git writes the commit's id into the comment, and nothing for a tree."""
+    place = repo.path.parent / "made.zip"
+    repo.git("archive", "--format=zip", "--prefix=top/", f"--output={place}", repo.tree(what))
+    if comment:
+        with zipfile.ZipFile(place, "a") as opened:
+            opened.comment = comment
+    return place.read_bytes()
+
+
+def tree_of(into: Path) -> str:
+    return measure(into, algorithm="sha1").digest
+
+
+def test_one_more_request_shows_the_commits_tree(
+    github: GitHubServer, repo: GitRepo, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pin = resolve("o/r:v1")
+    github.forget()
+    with caplog.at_level(logging.INFO, "isohub.repos"):
+        assert tree_of(fetch(pin, tmp_path)) == repo.tree("v1")
+    assert [(r.method, r.path.rpartition("/")[2]) for r in github.requests] == [
+        ("GET", f"{pin.commit}.zip"),
+        ("POST", "git-upload-pack"),
+    ]
+    assert caplog.text == ""
+    # A commit that is no tip any more.
+    old = repo.sha("trunk~1")
+    repo.git("tag", "-d", "v2")
+    with caplog.at_level(logging.WARNING, "isohub.repos"):
+        assert tree_of(fetch(resolve(f"o/r:{old}"), tmp_path, "old")) == repo.tree(old)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    ["data export-ignore", "version.py export-subst", "lines.txt text eol=crlf", "lines.txt ident", "submodule"],
+)
+def test_a_commit_is_one_tree_whatever_its_attributes(
+    github: GitHubServer, repo: GitRepo, tmp_path: Path, attributes: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = {"data/x": "1", "version.py": "V = '$Format:%h$'\n", "lines.txt": "$Id$\na\n"}
+    if attributes == "submodule":
+        repo.git("update-index", "--add", "--cacheinfo", f"160000,{repo.sha()},third/party")
+        repo.git("commit", "--quiet", "-m", "submodule")
+    else:
+        repo.commit({**files, ".gitattributes": f"{attributes}\n"})
+    with caplog.at_level(logging.INFO, "isohub.repos"):
+        into = fetch(resolve("o/r"), tmp_path)
+    by_git = tmp_path / "by-git"
+    by_git.mkdir()
+    GitSource().fetch(resolve("o/r"), by_git)
+    assert measure(into) == measure(by_git)
+    assert "the git protocol brings the commit's" in caplog.text
+    assert list(into.parent.iterdir()) == [into]
+
+
+def test_an_archive_that_lies_about_its_commit(github: GitHubServer, repo: GitRepo, tmp_path: Path) -> None:
+    pin = resolve("o/r:v1")
+    github.fail(ARCHIVE, Fault(body=archive_of(repo, "feature/x", comment=pin.commit.encode())))
+    assert (fetch(pin, tmp_path) / "hubconf.py").read_text() == "one\n"
+    # What says nothing needs not say it, where the commit does.
+    github.behave()
+    github.fail(ARCHIVE, Fault(body=archive_of(repo, "v1")))
+    github.forget()
+    assert (fetch(pin, tmp_path, "silent") / "hubconf.py").read_text() == "one\n"
+    assert github.count() == 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        None,
+        Fault(status=404),
+        Fault(status=403),
+        Fault(status=405),
+        Fault(body=b""),
+        Fault(body=b"0011ERR go away\n"),
+        Fault(body=b"0034shallow " + b"a" * 40 + b"00000008NAK\n" + b"0000"),
+    ],
+)
+def test_a_server_that_does_not_show_the_commit(
+    github: GitHubServer, repo: GitRepo, tmp_path: Path, fault: Fault | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    pin = resolve("o/r:v1")
+    if fault is None:
+        repo.git("config", "uploadpack.allowFilter", "false")
+    else:
+        github.fail(COMMIT, fault)
+    if fault is not None and fault.body is not None and b"NAK" in fault.body:
+        with pytest.raises(IntegrityError, match="damaged pack"):
+            fetch(pin, tmp_path)
+        return
+    with caplog.at_level(logging.WARNING, "isohub.repos"):
+        assert (fetch(pin, tmp_path) / "hubconf.py").read_text() == "one\n"
+    assert "TLS alone vouches" in caplog.text
+    # Nothing but its comment says of which commit it is, so it has to.
+    github.fail(ARCHIVE, Fault(body=archive_of(repo, "feature/x")))
+    with pytest.raises(IntegrityError, match="does not say of which commit"):
+        fetch(pin, tmp_path, "silent")
+
+
+def test_another_commit_is_not_the_one_that_was_asked_about(
+    github: GitHubServer, repo: GitRepo, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pin, other = resolve("o/r:v1"), repo.sha("feature/x")
+    pack = subprocess.run(
+        ["git", "pack-objects", "--stdout", "--quiet"],
+        cwd=repo.path,
+        input=f"{other}\n".encode(),
+        capture_output=True,
+        check=True,
+    ).stdout
+    line = b"\1" + pack
+    body = b"0034shallow %s00000008NAK\n%04x%s0000" % (other.encode(), len(line) + 4, line)
+    github.fail(COMMIT, Fault(body=body))
+    github.fail(ARCHIVE, Fault(body=archive_of(repo, "feature/x", comment=pin.commit.encode())), times=1)
+    with caplog.at_level(logging.WARNING, "isohub.repos"):
+        fetch(pin, tmp_path)
+    assert "TLS alone vouches" in caplog.text
+    # More than a commit is no answer either.
+    caplog.clear()
+    github.behave()
+    with caplog.at_level(logging.WARNING, "isohub.repos"), pytest.MonkeyPatch.context() as patched:
+        patched.setattr("isohub.repos.sources.packs._COMMIT_LIMIT_BYTES", 50)
+        fetch(pin, tmp_path, "more")
+    assert "TLS alone vouches" in caplog.text
+
+
+def test_what_a_commit_is_does_not_depend_on_the_weather(github: GitHubServer, repo: GitRepo, tmp_path: Path) -> None:
+    pin = resolve("o/r:v1")
+    github.fail(COMMIT, Fault(status=503))
+    with pytest.raises(SourceUnavailableError) as caught:
+        fetch(pin, tmp_path)
+    assert (caught.value.passing, caught.value.status, caught.value.reference) == (True, 503, "o/r:v1")
+    github.behave()
+    github.fail(COMMIT, Fault(status=503, headers={"Retry-After": "0"}), times=2)
+    assert tree_of(fetch(pin, tmp_path, "again")) == repo.tree("v1")
+
+
+def test_a_commit_of_a_sha256_repository(
+    github: GitHubServer, git_repo: Callable[..., GitRepo], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wide = github.add("o", "wide", git_repo("wide", object_format="sha256"))
+    wide.commit({"hubconf.py": "one\n"})
+    pin = resolve("o/wide")
+    github.forget()
+    with caplog.at_level(logging.WARNING, "isohub.repos"):
+        assert measure(fetch(pin, tmp_path)).digest == wide.tree()
+    assert caplog.text == ""
+    assert github.count() == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "passing"),
+    [
+        (Fault(status=429, headers={"Retry-After": "99"}), True),
+        (Fault(status=403, headers={"X-RateLimit-Remaining": "0"}), True),
+        (Fault(status=403), False),
+        (Fault(status=404), False),
+        (Fault(status=502), True),
+        (Fault(truncate=20), True),
+        (Fault(body=b"garbage"), None),
+    ],
+)
+def test_what_passes_is_said(github: GitHubServer, repo: GitRepo, fault: Fault, passing: bool | None) -> None:
+    github.fail(REFS, fault)
+    for source, text in ((GitHubSource(), "o/r"), (GitSource(), f"git+{github.url}/o/r")):
+        with pytest.raises(SourceUnavailableError) as caught:
+            source.resolve(parse(text))
+        assert caught.value.passing is passing
+        assert caught.value.reference == text

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from isohub.errors import FetchError, IntegrityError, SourceUnavailableError
+from isohub.errors import FetchError, IntegrityError, OfflineError, SourceUnavailableError
 from isohub.repos.measure import measure
 from isohub.repos.pins import Pin
 from isohub.repos.reference import parse
@@ -262,3 +263,51 @@ def test_a_clones_own_objects_come_first(github: GitHubServer, repo: GitRepo, tm
     GitRepo.git(repo, "-C", str(clone), "remote", "set-url", "origin", str(repo.path))
     with pytest.raises(SourceUnavailableError, match="neither the clone nor a server"):
         fetch(f"{clone}:main", tmp_path, "alone")
+
+
+def test_a_clone_gives_credentials_to_its_own_commits_alone(
+    github: GitHubServer, repo: GitRepo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_TOKEN", "s3cret")
+    github.token = "s3cret"
+    repo.git("remote", "add", "origin", f"{github.url}/o/r.git")
+    repo.ref("refs/pull/1/head", repo.orphan({"w.bin": github.add_lfs("o", "r", b"theirs")}, parent=repo.sha()))
+    with pytest.raises(SourceUnavailableError):
+        fetch(f"{repo.path}:refs/pull/1/head", tmp_path)
+    assert ["Authorization" in request.headers for request in github.requests] == [False]
+    check(fetch(f"{repo.path}:main", tmp_path, "own"))
+    # ssh has no other credentials than the user's.
+    repo.git("remote", "set-url", "origin", "git@example.org:o/r.git")
+    with pytest.raises(SourceUnavailableError, match="your keys"):
+        fetch(f"{repo.path}:refs/pull/1/head", tmp_path, "ssh")
+
+
+def test_a_clone_offline(github: GitHubServer, repo: GitRepo, tmp_path: Path) -> None:
+    repo.git("remote", "add", "origin", f"{github.url}/o/r.git")
+    reference = parse(f"{repo.path}:main")
+    source = source_for(reference, offline=True)
+    pin = replace(source.resolve(reference), extras=("lfs",))
+    into = tmp_path / "into"
+    into.mkdir()
+    with pytest.raises(OfflineError, match=r"'(a\.bin|tool)' is in Git LFS.*network may not be used") as caught:
+        source.fetch(pin, into)
+    assert "git lfs fetch" in (caught.value.hint or "")
+    for content in (BIG, TOOL):
+        oid = hashlib.sha256(content).hexdigest()
+        place = repo.path / ".git" / "lfs" / "objects" / oid[:2] / oid[2:4] / oid
+        place.parent.mkdir(parents=True)
+        place.write_bytes(content)
+    (tmp_path / "whole").mkdir()
+    source.fetch(pin, tmp_path / "whole")
+    check(tmp_path / "whole")
+    assert github.count() == 0
+
+
+def test_what_passes_is_said(github: GitHubServer, repo: GitRepo, tmp_path: Path) -> None:
+    cases = (("/objects/batch", 503, True), ("/objects/batch", 501, True), ("/objects/batch", 404, False))
+    for number, (path, status, passing) in enumerate((*cases, (STORAGE, 503, True), (STORAGE, 403, False))):
+        github.behave()
+        github.fail(path, Fault(status=status))
+        with pytest.raises(SourceUnavailableError) as caught:
+            fetch("o/r", tmp_path, str(number))
+        assert (caught.value.status, caught.value.passing) == (status, passing)

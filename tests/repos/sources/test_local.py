@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,6 +129,33 @@ def test_submodules_and_lfs_pointers_are_named(tmp_path: Path) -> None:
     checkout = DirectorySource().checkout(pin_of(root))
     assert checkout.submodules == ("third/party",)
     assert checkout.lfs_pointers == ("w.bin",)
+
+
+def test_gitmodules_that_is_no_file(tmp_path: Path) -> None:
+    root = tmp_path / "d"
+    (root / "sub").mkdir(parents=True)
+    (root / "hubconf.py").touch()
+    (tmp_path / "elsewhere").write_text('[submodule "x"]\n\tpath = sub\n\turl = https://h/x\n')
+    for make in (
+        lambda place: os.mkfifo(place),
+        lambda place: place.symlink_to("../elsewhere"),
+        lambda place: place.mkdir(),
+    ):
+        make(root / ".gitmodules")
+        in_child = f"""
+from pathlib import Path
+from isohub.repos.reference import parse
+from isohub.repos.sources.local import DirectorySource
+source = DirectorySource()
+print(source.checkout(source.resolve(parse(Path({str(root)!r})))).submodules)
+"""
+        # In a process of its own: a pipe that is waited for is waited for without end.
+        done = subprocess.run([sys.executable, "-c", in_child], capture_output=True, text=True, timeout=60, check=True)
+        assert done.stdout == "()\n"
+        place = root / ".gitmodules"
+        place.rmdir() if place.is_dir() and not place.is_symlink() else place.unlink()
+    (tmp_path / "elsewhere").rename(root / ".gitmodules")
+    assert DirectorySource().checkout(pin_of(root)).submodules == ("sub",)
 
 
 def test_copies_when_it_is_asked_to(tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ def test_order_is_gits() -> None:
     found = refs("refs/heads/main", "refs/heads/x", "refs/tags/x", "refs/pull/7/head", "refs/x/y")
     assert found.match("x") == Match(found.commits["refs/tags/x"], "refs/tags/x")
     assert found.match("heads/x") == Match(found.commits["refs/heads/x"], "refs/heads/x")
-    assert found.match("x/y") == Match(found.commits["refs/x/y"], "refs/x/y")
-    assert found.match("pull/7") == Match(found.commits["refs/pull/7/head"], "refs/pull/7/head")
+    assert found.match("x/y") == Match(found.commits["refs/x/y"], "refs/x/y", own=False)
+    assert found.match("pull/7") == Match(found.commits["refs/pull/7/head"], "refs/pull/7/head", own=False)
     assert found.match("HEAD") == Match(found.commits["refs/heads/main"], "refs/heads/main")
     assert found.match("pull/8") is None
 

@@ -263,6 +263,33 @@ def test_failures_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text:
     assert caught.value.reference
 
 
+@pytest.mark.parametrize(
+    ("text", "passing"),
+    [
+        ("echo 'ssh: connect to host h port 22: Connection refused' >&2; exit 255", True),
+        ("echo 'ssh: connect to host h port 22: Connection timed out' >&2; exit 255", True),
+        ("echo 'ssh: connect to host h port 22: No route to host' >&2; exit 255", True),
+        ("echo 'ssh: Could not resolve hostname h: Name or service not known' >&2; exit 255", True),
+        ("echo 'Read from remote host h: Connection reset by peer' >&2; exit 255", True),
+        ("exec sleep 1000", True),
+        ("echo 'Connection refused' >&2; exit 128", False),  # the server's program says so
+        ("echo 'git@h: Permission denied (publickey).' >&2; exit 255", False),
+        ("echo 'Host key verification failed.' >&2; exit 255", False),
+        ("echo 'REMOTE HOST IDENTIFICATION HAS CHANGED' >&2; echo 'Connection reset' >&2; exit 255", False),
+        ("echo \"fatal: 'x' does not appear to be a git repository\" >&2; exit 128", False),
+        ("echo Welcome", False),
+    ],
+)
+def test_what_passes_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, passing: bool) -> None:
+    monkeypatch.setattr(ssh, "IDLE_LIMIT_S", 0.3)
+    monkeypatch.setattr(ssh, "END_LIMIT_S", 0.1 if "sleep" in text else 10.0)
+    script(tmp_path, monkeypatch, text)
+    with pytest.raises(SourceUnavailableError) as caught:
+        pin_of("git@example.org:o/r")
+    assert caught.value.passing is passing
+    assert caught.value.reference
+
+
 def test_a_pack_that_stops(repo: GitRepo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: Path) -> None:
     pin = pin_of(f"{address_of(repo)}@main")
     for number, bytes_kept in enumerate((10, 600, 100_000)):

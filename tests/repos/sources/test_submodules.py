@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isohub.errors import IntegrityError, SourceUnavailableError
+from isohub.errors import IntegrityError, OfflineError, SourceUnavailableError
 from isohub.repos.measure import measure
 from isohub.repos.pins import Pin
 from isohub.repos.reference import parse
@@ -174,6 +175,8 @@ def test_where_urls_lead(url: str, base: str, found: str) -> None:
         ("https://me:pw@h/o/r", "https://h/o/r", "refused"),
         ("https://h/o/../r", "https://h/o/r", "refused"),
         ("https://h", "https://h/o/r", "refused"),
+        ("https://h/o/r?token=pw", "https://h/o/r", "query"),
+        ("https://h?token=pw", "https://h/o/r", "query"),
         ("https://-h/o", "https://h/o/r", "refused"),
         ("../../../../evil.example/r", "https://h/o/r", "above"),
         ("../../../x", "git@h:o/r", "above"),
@@ -378,6 +381,88 @@ def test_a_clones_own_submodules_come_first(github: GitHubServer, nested: GitRep
     assert github.count("/o/leaf") == 2
     shutil.rmtree(clone / ".git" / "modules")
     assert names(fetch(f"{clone}:main", tmp_path, "none")) == ["o/top", "o/mid", "o/leaf"]
+
+
+def test_a_clone_gives_credentials_to_its_own_commits_alone(
+    github: GitHubServer, make: Callable[[str], GitRepo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pull request that was fetched into a clone names the user's private repository."""
+    private, top = make("o/private"), make("o/top")
+    first = top.sha()
+    link(top, section("a", "../private.git"), a=private.sha())
+    top.ref("refs/remotes/origin/pr/1")
+    top.ref("refs/pull/1/head")
+    theirs = top.sha()
+    top.git("reset", "--quiet", "--hard", first)
+    top.git("remote", "add", "origin", f"{github.url}/o/top.git")
+    monkeypatch.setenv("GITHUB_TOKEN", "s3cret")
+    github.token = "s3cret"
+    for number, ref in enumerate(("refs/remotes/origin/pr/1", "refs/pull/1/head", theirs)):
+        github.forget()
+        with pytest.raises(SourceUnavailableError, match="'a'.*401.*without your credentials"):
+            fetch(f"{top.path}:{ref}", tmp_path, str(number))
+        assert ["Authorization" in r.headers for r in github.requests] == [False]
+    # The control: what the user's own branches and tags lead to, tip or not.
+    top.ref("refs/tags/mine", theirs)
+    assert names(fetch(f"{top.path}:refs/pull/1/head", tmp_path, "tag")) == ["o/top", "o/private"]
+    top.git("reset", "--quiet", "--hard", "mine")
+    top.git("tag", "-d", "mine")
+    top.commit({"more": "x"})
+    assert names(fetch(f"{top.path}:{theirs}", tmp_path, "behind")) == ["o/top", "o/private"]
+
+
+def test_a_clone_offline(github: GitHubServer, nested: GitRepo, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    nested.git("clone", "--quiet", "--recurse-submodules", f"{github.url}/o/top", str(clone))
+    github.forget()
+    reference = parse(f"{clone}:main")
+    source = source_for(reference, offline=True)
+    pin = replace(source.resolve(reference), extras=BOTH)
+    into = tmp_path / "into"
+    into.mkdir()
+    source.fetch(pin, into)
+    assert names(into) == ["o/top", "o/mid", "o/leaf"]
+    for below, named in (("third/party/modules", "'third/party/deep'"), ("third", "'third/party'")):
+        shutil.rmtree(clone / ".git" / "modules" / below)
+        shutil.rmtree(into)
+        into.mkdir()
+        with pytest.raises(OfflineError, match=f"{named}.*network may not be used") as caught:
+            source.fetch(pin, into)
+        assert "git submodule update" in (caught.value.hint or "")
+    assert github.count() == 0
+
+
+def test_passwords_that_somebody_wrote_there_are_not_shown(make: Callable[[str], GitRepo], tmp_path: Path) -> None:
+    leaf, top = make("o/leaf"), make("o/top")
+    urls = (
+        "https://me:s3cret@example.org/o/leaf",
+        "https://s3cret@example.org/o/leaf",
+        "https://example.org/o/leaf?private_token=s3cret",
+        "ssh://me:s3cret@example.org/o/leaf",
+        "me:s3cret@example.org:o/leaf",
+        "me:s3/cret:s3cret@example.org/o/leaf",
+    )
+    for number, url in enumerate(urls):
+        link(top, section("sub", url), sub=leaf.sha())
+        with pytest.raises(SourceUnavailableError, match="'sub'.*example.org") as caught:
+            fetch("o/top", tmp_path, str(number))
+        assert "s3cret" not in str(caught.value) + repr(caught.value.fields), url
+    for url in urls[3:]:
+        with pytest.raises(ValueError) as refused:
+            locate(url, "git@example.org:o/top" if url.startswith("ssh") else "https://example.org/o/top")
+        assert "s3cret" not in str(refused.value)
+
+
+def test_a_submodule_that_may_come_later(github: GitHubServer, make: Callable[[str], GitRepo], tmp_path: Path) -> None:
+    leaf, top = make("o/leaf"), make("o/top")
+    link(top, section("sub", "../leaf"), sub=leaf.sha())
+    pin = pin_of("o/top")
+    for number, (status, passing) in enumerate(((503, True), (404, False))):
+        github.behave()
+        github.fail("/o/leaf.*/info/refs", Fault(status=status))
+        with pytest.raises(SourceUnavailableError, match="'sub'") as caught:
+            fetch(pin, tmp_path, str(number))
+        assert (caught.value.status, caught.value.passing) == (status, passing)
 
 
 def test_a_clone_without_a_server(make: Callable[[str], GitRepo], tmp_path: Path) -> None:
