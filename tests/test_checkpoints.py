@@ -12,11 +12,13 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pytest
 import torch
 
+from isohub import checkpoints
 from isohub.checkpoints import download_url_to_file, load_state_dict_from_url
 from isohub.errors import IntegrityError, InvalidReferenceError, OfflineError, SourceUnavailableError
 from isohub.repos import http
@@ -124,6 +126,7 @@ def test_the_hash(server: FileServer, place: Path) -> None:
     url = server.add("/m", NEW)
     download_url_to_file(url, place / "m", hash_prefix=digits(NEW))
     download_url_to_file(url, place / "m", digits(NEW, 64).upper(), False)
+    download_url_to_file(url, place / "m", hash_prefix="")  # none, as torch.hub takes it
     (place / "m").write_bytes(b"before")
     with pytest.raises(IntegrityError) as raised:
         download_url_to_file(url, place / "m", hash_prefix="00000000")
@@ -350,6 +353,125 @@ def test_what_is_no_checkpoint(server: FileServer, content: bytes, reason: str) 
         assert "\x1b" not in str(raised.value)
         # Not what helps here.
         assert "weights_only=False" not in str(raised.value)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("in_a_directory", [False, True])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"<!DOCTYPE html><html>",
+        NEW[:-100],
+        OLD[:40],
+        OLD[:-20],
+        zipped(b"<!DOCTYPE html>"),
+        zipped(NEW)[:-30] + b"PK\5\6",
+    ],
+    ids=["html", "cut", "old and cut", "old and short", "html in a zip", "cut zip"],
+)
+def test_a_bad_answer_is_not_kept(server: FileServer, place: Path, content: bytes, in_a_directory: bool) -> None:
+    options: dict[str, Any] = {"model_dir": place} if in_a_directory else {}
+    url = server.add("/m.pth", content)
+    for count in (1, 2):
+        with pytest.raises(IntegrityError) as raised:
+            load_state_dict_from_url(url, **options)
+        assert "the next call asks the URL anew" in (raised.value.hint or "")
+        assert server.count() == count
+        assert server.requests[-1].headers.get("If-None-Match") is None
+    server.replace("/m.pth", NEW)
+    for _ in range(2):
+        assert total(load_state_dict_from_url(url, **options)) == SUM
+    assert server.count() == 3
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_damaged_zip_is_not_kept(server: FileServer) -> None:
+    content = bytearray(zipped(OLD))
+    content[60] ^= 0xFF
+    url = server.add("/m.zip", bytes(content))
+    for count in (1, 2):
+        with pytest.raises(IntegrityError, match="no sound zip file") as raised:
+            load_state_dict_from_url(url)
+        assert "anew" in (raised.value.hint or "")
+        assert server.count() == count
+
+
+@pytest.mark.parametrize("in_a_directory", [False, True])
+def test_what_another_answer_would_not_mend_is_kept(
+    server: FileServer, place: Path, monkeypatch: pytest.MonkeyPatch, in_a_directory: bool
+) -> None:
+    options: dict[str, Any] = {"model_dir": place / "models"} if in_a_directory else {}
+    page = b"<!DOCTYPE html>"
+    program = server.add("/m.pth", Evil.saved(place / "ran"))
+    named = server.add(f"/m-{digits(page)}.pth", page)
+    for _ in range(2):
+        with pytest.raises(IntegrityError, match="mkdir") as raised:
+            load_state_dict_from_url(program, **options)
+        assert "anew" not in (raised.value.hint or "")
+        with pytest.raises(IntegrityError, match="DOCTYPE"):
+            load_state_dict_from_url(named, check_hash=True, **options)
+    assert server.count() == 2
+    url = server.add("/page.pth", page)
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "fault_of", lambda *_, **__: None)
+        with pytest.raises(UnpicklingError):  # so that it is kept, to be met offline
+            load_state_dict_from_url(url, **options)
+    monkeypatch.setenv("ISOHUB_OFFLINE", "1")
+    for _ in range(2):
+        with pytest.raises(IntegrityError, match="DOCTYPE") as raised:
+            load_state_dict_from_url(url, **options)
+        assert "anew" not in (raised.value.hint or "")
+
+
+def test_a_bad_file_of_the_caller_s_own_is_kept(server: FileServer, place: Path) -> None:
+    url = server.add("/m.pth", NEW)
+    (place / "m.pth").write_bytes(b"mine")
+    for given, options in ((url, {"model_dir": place}), ((place / "m.pth").as_uri(), {})):
+        with pytest.raises(IntegrityError, match="begins with b'mine'") as raised:
+            load_state_dict_from_url(given, **options)
+        assert "anew" not in (raised.value.hint or "")
+    assert server.count() == 0
+    assert names(place) == ["m.pth"]
+
+
+def test_a_bad_answer_in_a_store_that_is_only_read(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = server.add("/m.pth", b"<!DOCTYPE html>")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise SourceUnavailableError("the store is only read")
+
+    monkeypatch.setattr(checkpoints.Weights, "forget", refuse)
+    with pytest.raises(IntegrityError, match="DOCTYPE") as raised:
+        load_state_dict_from_url(url)
+    assert "anew" not in (raised.value.hint or "")
+
+
+def test_a_checkpoint_of_a_device_that_is_not_here(server: FileServer) -> None:
+    content = OLD.replace(b"X\x03\x00\x00\x00cpu", b"X\x07\x00\x00\x00cuda:99")
+    assert content != OLD
+    url = server.add("/m.pth", content)
+    for weights_only in (True, False):
+        with pytest.raises(RuntimeError, match="Attempting to deserialize object on") as raised:
+            load_state_dict_from_url(url, weights_only=weights_only)
+        assert not isinstance(raised.value, IntegrityError)
+        assert "hint: map_location='cpu'" in str(raised.value)
+        with pytest.raises(RuntimeError) as raised:
+            load_state_dict_from_url(url, map_location="cuda:98", weights_only=weights_only)
+        assert "hint" not in str(raised.value)
+    assert total(load_state_dict_from_url(url, map_location="cpu")) == SUM
+    assert server.count() == 1
+
+
+def test_a_file_that_is_not_there(server: FileServer, place: Path) -> None:
+    for act in (
+        lambda: load_state_dict_from_url(server.url + "/no.pth"),
+        lambda: load_state_dict_from_url(server.url + "/no.pth", model_dir=place),
+        lambda: download_url_to_file(server.url + "/no.pth", place / "m"),
+    ):
+        with pytest.raises(SourceUnavailableError, match="HTTP 404") as raised:
+            act()
+        assert raised.value.status == 404
+        assert "look at the URL" in (raised.value.hint or "")
 
 
 @pytest.mark.filterwarnings("ignore:'torch.load' received a zip")

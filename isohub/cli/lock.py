@@ -12,13 +12,14 @@ import click
 
 from isohub.cli.options import Settings, output_options, pass_settings
 from isohub.cli.output import Block, Cell, Styled, Table
-from isohub.errors import IsohubError, LockMismatchError
+from isohub.errors import IntegrityError, IsohubError, LockMismatchError, OfflineError
 
 if TYPE_CHECKING:
-    from isohub.repos.lock_format import LockedRepo
+    from isohub.repos.lock_format import LockedRepo, LockedWeights
     from isohub.repos.lockfile import Lockfile
     from isohub.repos.pins import Checkout
     from isohub.repos.reference import Reference, SourceName
+    from isohub.repos.weights_entry import Scope
 
 __all__ = ["lock"]
 
@@ -28,8 +29,10 @@ _STYLES = {"added": "green", "updated": "yellow", "differs": "red", "failed": "r
 @click.command("lock")
 @click.argument("repos", nargs=-1, metavar="[REPO]...")
 @click.option("--lockfile", default="isohub.lock", show_default=True, metavar="FILE", help="Which file.")
-@click.option("--upgrade", is_flag=True, help="Resolve again what is locked: REPO, or all.")
-@click.option("--check", is_flag=True, help="Write nothing; fetch what is locked, and fail if anything differs.")
+@click.option("--upgrade", is_flag=True, help="Ask again for what is locked, weights too: of REPO, or all.")
+@click.option(
+    "--check", is_flag=True, help="Write nothing; fetch what is locked, weights too, and fail if anything differs."
+)
 @click.option("--source", type=click.Choice(["github", "git", "local"]), help="How to read REPO.")
 @click.option("--skip-validation", is_flag=True, help="Accept a commit that is not shown to be the repo's own.")
 @click.option("--submodules", is_flag=True, help="Bring the submodules of REPO.")
@@ -53,7 +56,7 @@ def lock(
     """Write the commits that REPOs mean now into a lockfile.
 
     What is locked stays as it is, unless --upgrade says otherwise. Weights are added when a load with
-    --lockfile downloads them.
+    --lockfile downloads them; those of another commit are locked no longer.
     """
     from isohub.repos.catalog import is_offline
     from isohub.repos.lockfile import Lockfile
@@ -63,10 +66,12 @@ def lock(
         raise click.UsageError("--upgrade writes and --check does not; say one of them")
     if not repos and not (upgrade or check):
         raise click.UsageError("name a REPO; --upgrade and --check alone mean all that is locked")
-    locked = Lockfile(lockfile, frozen=check)
-    extras = ("lfs",) * lfs + ("submodules",) * submodules
     if not repos and (submodules or lfs):
         raise click.UsageError("--submodules and --lfs are of a REPO; what is locked says for itself what it has")
+    extras = ("lfs",) * lfs + ("submodules",) * submodules
+    locked = Lockfile(lockfile, frozen=check)
+    if check or not repos:
+        locked.require()
     locker = _Locker(
         locked, offline=is_offline(offline or None), skip_validation=skip_validation, progress=settings.progress
     )
@@ -115,16 +120,30 @@ class _Locker:
         """Lock one; what is locked already is fetched, and stays."""
         before = self._lockfile.find(wanted.reference, wanted.extras)
         if before is not None and not upgrade:
-            self._fetch(wanted, bound=True)
+            self._fetch(wanted)
             return wanted.row("unchanged", before.commit)
-        checkout = self._fetch(wanted, bound=False)
+        checkout = self._resolved(wanted)
         if before is None:
             self._lockfile.check(checkout)
             return wanted.row("added", checkout.commit, validated=checkout.pin.validated)
-        self._lockfile.update(checkout)
-        same = (before.commit, before.tree, before.ref) == (checkout.commit, checkout.tree, checkout.pin.ref_name)
-        status = "unchanged" if same else "updated"
-        return wanted.row(status, checkout.commit, was=before.commit, validated=checkout.pin.validated)
+        same_commit = before.commit == checkout.commit
+        weights = self._asked_again(wanted, before) if same_commit else {}
+        self._lockfile.update(checkout, weights)
+        changed = [
+            {"url": each.url, "sha256": new.sha256, "was": each.sha256}
+            for each in before.weights
+            if (new := weights.get(each.which)) is not None and new != each
+        ]
+        unlocked = [each.url for each in before.weights if not same_commit or weights[each.which] is None]
+        same = same_commit and (before.tree, before.ref) == (checkout.tree, checkout.pin.ref_name)
+        return wanted.row(
+            "unchanged" if same and not changed and not unlocked else "updated",
+            checkout.commit,
+            was=before.commit,
+            validated=checkout.pin.validated,
+            weights_updated=changed,
+            weights_unlocked=unlocked,
+        )
 
     def upgraded_entry(self, entry: LockedRepo) -> dict[str, Any]:
         """Move one that is locked to what it means now."""
@@ -136,27 +155,29 @@ class _Locker:
             wanted = _Wanted(self._lockfile.reference(entry), entry.extras)
         except IsohubError as error:
             found = {"reference": entry.reference, "extras": list(entry.extras), "status": "failed", "commit": None}
-            return {**found, "problem": error.message}
+            return {**found, "problem": error.message, "hint": error.hint}
         return self.checked(wanted)
 
     def checked(self, wanted: _Wanted) -> dict[str, Any]:
         """Hold one against the lockfile, with its weights."""
         try:
-            checkout = self._fetch(wanted, bound=True)
+            checkout = self._fetch(wanted)
             entry = self._lockfile.find(wanted.reference, wanted.extras)
             assert entry is not None  # a frozen lockfile has refused what it does not name
             unseen = self._check_weights(wanted, entry)
         except LockMismatchError as error:
-            return wanted.row("differs", error.got if error.what == "commit" else None, problem=error.message)
+            commit = error.got if error.what == "commit" else None
+            return wanted.row("differs", commit, problem=error.message, hint=error.hint)
         except IsohubError as error:
-            return wanted.row("failed", None, problem=error.message)
+            return wanted.row("failed", None, problem=error.message, hint=error.hint)
         return wanted.row("same", checkout.commit, weights=len(entry.weights), weights_not_here=unseen)
 
-    def _fetch(self, wanted: _Wanted, *, bound: bool) -> Checkout:
+    def _fetch(self, wanted: _Wanted) -> Checkout:
+        """What is locked, as a load brings it."""
         from isohub.repos.catalog import Catalog, Wanted
 
-        catalog = Catalog(self._root, offline=self._offline, lockfile=self._lockfile if bound else None)
-        checkout = catalog.checkout(
+        catalog = Catalog(self._root, offline=self._offline, lockfile=self._lockfile)
+        return catalog.checkout(
             Wanted(
                 str(wanted.reference),
                 wanted.reference.source,
@@ -166,7 +187,46 @@ class _Locker:
                 lfs="lfs" in wanted.extras,
             )
         )
-        return catalog.store.measured(checkout)
+
+    def _resolved(self, wanted: _Wanted) -> Checkout:
+        """What a reference means now; what its source said before counts only offline."""
+        from isohub.repos.store import Store
+
+        store = Store(self._root, offline=self._offline)
+        pin = store.resolve(
+            wanted.reference,
+            force_reload=not self._offline,
+            skip_validation=self._skip_validation,
+            extras=wanted.extras,
+        )
+        return store.measured(store.fetch(pin, progress=self._progress))
+
+    def _asked_again(self, wanted: _Wanted, entry: LockedRepo) -> dict[tuple[str, str], LockedWeights | None]:
+        """What the URLs of an entry give now; None for one whose query is not kept, so that nobody can ask."""
+        from isohub.repos.credentials import Credentials
+        from isohub.repos.lock_format import LockedWeights
+        from isohub.repos.weights import Weights
+
+        if self._offline and any(each.key is None for each in entry.weights):
+            raise OfflineError(
+                f"whether the weights of {entry.reference} have changed cannot be asked: the network may not be used",
+                hint="with a network: isohub lock --upgrade; offline comes from ISOHUB_OFFLINE or --offline",
+                reference=entry.reference,
+            )
+        weights, scope = Weights(self._root), _scope(wanted)
+        found: dict[tuple[str, str], LockedWeights | None] = {}
+        for each in entry.weights:
+            if each.key is not None:
+                found[each.which] = None
+                continue
+            known = weights.lookup(each.url, scope)
+            if known is not None and known.sha256 != each.sha256:
+                weights.forget(each.url, scope)  # an answer of before, which must not be locked for want of another
+            file = weights.fetch(
+                each.url, scope, credentials=Credentials(anonymous=True), progress=self._progress, revalidate=True
+            )
+            found[each.which] = LockedWeights(each.url, file.sha256, file.bytes)
+        return found
 
     def _check_weights(self, wanted: _Wanted, entry: LockedRepo) -> list[str]:
         """Fetch and compare an entry's weights; returns the addresses that lack a query and are not here."""
@@ -175,29 +235,35 @@ class _Locker:
         from isohub.repos.weights import Weights
         from isohub.repos.weights_entry import read_entry
 
-        reference, unseen = wanted.reference, []
-        scope = (reference.host, reference.owner, reference.repo)
+        weights, scope, unseen = Weights(self._root, offline=self._offline), _scope(wanted), []
         for each in entry.weights:
             if each.key is None:
-                file = Weights(self._root, offline=self._offline).fetch(
-                    each.url, scope, credentials=Credentials(anonymous=True), progress=self._progress
-                )
-                self._lockfile.check_weights(reference, wanted.extras, each.url, file.sha256, file.bytes)
-                continue
-            known = read_entry(self._root, weights_dir(self._root, scope) / each.key)
-            if known is None:
-                unseen.append(each.url)
-            elif (known.sha256, known.stamp.bytes) != (each.sha256, each.bytes):
-                raise LockMismatchError(
-                    f"{each.url} of {reference} is not what {self._lockfile.path} locks: "
-                    f"weights sha256 {known.sha256}, expected {each.sha256}",
-                    reference=str(reference),
-                    what="weights",
-                    expected=each.sha256,
-                    got=known.sha256,
-                    lockfile=str(self._lockfile.path),
-                )
+                try:
+                    file = weights.fetch(
+                        each.url,
+                        scope,
+                        credentials=Credentials(anonymous=True),
+                        sha256=each.sha256,
+                        progress=self._progress,
+                    )
+                except IntegrityError as error:
+                    if error.expected == each.sha256 and error.got:
+                        self._lockfile.compare_weights(wanted.reference, wanted.extras, each, error.got, each.bytes)
+                    raise
+            else:
+                known = read_entry(self._root, weights_dir(self._root, scope) / each.key)
+                if known is None:
+                    unseen.append(each.url)
+                    continue
+                file = known.file(self._root)
+            file = weights.measured(file)
+            self._lockfile.compare_weights(wanted.reference, wanted.extras, each, file.sha256, file.bytes)
         return unseen
+
+
+def _scope(wanted: _Wanted) -> Scope:
+    reference = wanted.reference
+    return reference.host, reference.owner, reference.repo
 
 
 def _extras(reference: Reference, extras: tuple[str, ...]) -> tuple[str, ...]:
@@ -212,9 +278,16 @@ def _say(settings: Settings, lockfile: Lockfile, rows: list[dict[str, Any]]) -> 
         for row in rows:
             status = Styled(row["status"], _STYLES[row["status"]]) if row["status"] in _STYLES else row["status"]
             cells.append([" +".join((row["reference"], *row["extras"])), status, _commits(row)])
+            cells += [
+                [f"  {each['url']}", Styled("updated", "yellow"), f"sha256 {each['was'][:16]} -> {each['sha256'][:16]}"]
+                for each in row.get("weights_updated", ())
+            ]
         blocks.append(Table(("reference", "status", "commit"), cells))
-    blocks += [row["problem"] for row in rows if "problem" in row]
     for row in rows:
+        if "problem" in row:
+            blocks += [row["problem"], *([f"hint: {row['hint']}"] if row["hint"] else [])]
+        for url in row.get("weights_unlocked", ()):
+            blocks.append(f"{url} is locked no longer: the next load with the lockfile locks it anew")
         for url in row.get("weights_not_here", ()):
             blocks.append(f"{url} is not here, and its query is not kept: it is checked when it is loaded")
     for row in rows:

@@ -6,8 +6,8 @@ Rules:
   1. A blob gets its name by one rename or link after its bytes were flushed, so that a name is a promise about
      the content. No blob is ever written to: what has its name may be another file, never another content.
   2. A file elsewhere in the store is a hard link to its blob, or a copy where links are not possible.
-  3. Whoever was told a blob's path has `hold` of it. Whoever removes a blob has `claim` to it before, and
-     looks only then whether anything links to it.
+  3. Whoever was told a blob's path has `hold` of it. Whoever removes a blob has locked it for himself before,
+     and looks only then whether anything links to it.
 
 OSErrors pass through. Runs in the caller. Trust: file names and contents come from the network.
 
@@ -120,7 +120,7 @@ class Blobs:
             if not self._has(sha256, file):
                 self.add(file, sha256, move=False)
             try:
-                return self._locked(sha256, fcntl.LOCK_SH)
+                return _shared(self.path(sha256))
             except FileNotFoundError:
                 continue  # somebody has just removed it
             except BlockingIOError:
@@ -134,33 +134,6 @@ class Blobs:
             return os.path.samestat(file.lstat(), blob.lstat()) or hash_known(blob)[0] == sha256
         except FileNotFoundError:
             return False
-
-    def claim(self, sha256: str) -> int | None:
-        """Have a blob for oneself, to remove it.
-
-        Returns:
-            A descriptor of the caller's, or None where the file system has no such locks.
-
-        Raises:
-            BlockingIOError: Somebody uses it.
-            FileNotFoundError: It is gone.
-        """
-        return self._locked(sha256, fcntl.LOCK_EX)
-
-    def _locked(self, sha256: str, operation: int) -> int | None:
-        path = self.path(sha256)
-        descriptor = open_regular(path)
-        try:
-            fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(descriptor), path.lstat()):
-                raise FileNotFoundError(errno.ENOENT, "it was replaced", str(path))
-        except (BlockingIOError, FileNotFoundError):
-            os.close(descriptor)
-            raise
-        except OSError:  # ENOLCK, EBADF, ENOSYS: network file systems
-            os.close(descriptor)
-            return None
-        return descriptor
 
     def link(self, sha256: str, target: Path) -> None:
         """Give a blob another name; what had the name before has it no longer.
@@ -245,6 +218,21 @@ def copy_into(source: int, target: Path, size_bytes: int) -> None:
         while left and (chunk := os.read(source, min(left, _CHUNK_BYTES))):
             stream.write(chunk)
             left -= len(chunk)
+
+
+def _shared(path: Path) -> int | None:
+    descriptor = open_regular(path)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), path.lstat()):
+            raise FileNotFoundError(errno.ENOENT, "it was replaced", str(path))
+    except (BlockingIOError, FileNotFoundError):
+        os.close(descriptor)
+        raise
+    except OSError:  # ENOLCK, EBADF, ENOSYS: network file systems
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _put(source: Path, target: Path, *, move: bool) -> None:

@@ -45,7 +45,7 @@ from isohub.repos.reference import Reference, parse
 from isohub.repos.weights_url import WeightsUrl, parse_weights_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from isohub.repos.pins import Checkout
 
@@ -73,6 +73,17 @@ class Lockfile:
         self.path = Path(os.path.realpath(Path(path).expanduser()))  # unlike Path.resolve no error for a loop
         self.frozen = frozen
         self._read_last: tuple[_Seen, Entries] | None = None
+
+    def require(self) -> None:
+        """Refuse to go on without a file.
+
+        Raises:
+            SourceUnavailableError: There is none.
+        """
+        if not os.path.lexists(self.path):
+            raise SourceUnavailableError(
+                f"there is no lockfile {self._shown}", hint=printable(f"isohub lock REPO{self._option}", newlines=False)
+            )
 
     def entries(self) -> tuple[LockedRepo, ...]:
         """Everything, sorted by reference.
@@ -152,8 +163,12 @@ class Lockfile:
             if expected != got:
                 raise self._mismatch(reference, extras, what, expected, got)
 
-    def update(self, checkout: Checkout) -> None:
+    def update(self, checkout: Checkout, weights: Mapping[tuple[str, str], LockedWeights | None] | None = None) -> None:
         """Lock a checkout in place of what was locked; its weights stay locked only if the commit is the same.
+
+        Args:
+            checkout: What is locked from now on.
+            weights: What takes the place of locked weights, by `LockedWeights.which`; None unlocks them.
 
         Raises:
             TrustError: The lockfile is frozen, damaged, or another isohub's.
@@ -161,11 +176,14 @@ class Lockfile:
         """
         if self.frozen:
             raise self._absent(checkout.reference, checkout.pin.extras)
-        fresh = self._entry(checkout)
-        self._change(
-            checkout,
-            lambda known: msgspec.structs.replace(fresh, weights=known.weights if known.commit == fresh.commit else ()),
-        )
+        fresh, changed = self._entry(checkout), weights or {}
+
+        def replaced(known: LockedRepo) -> LockedRepo:
+            stay = known.weights if known.commit == fresh.commit else ()
+            kept = (changed.get(each.which, each) for each in stay)
+            return msgspec.structs.replace(fresh, weights=tuple(each for each in kept if each is not None))
+
+        self._change(checkout, replaced)
 
     def weights(self, reference: Reference, extras: Sequence[str], url: str) -> LockedWeights | None:
         """What is locked for a URL of a repo.
@@ -208,8 +226,8 @@ class Lockfile:
             SourceUnavailableError: It cannot be written.
         """
         found = self.weights(reference, extras, url)
-        address = parse_weights_url(url)
         if found is None:
+            address = parse_weights_url(url)
             key = self._key(reference, extras)
             with self._writing():
                 entries = self._read()
@@ -220,9 +238,24 @@ class Lockfile:
                     found = LockedWeights.of(address, sha256, bytes)
                     weights = tuple(sorted((*entries[key].weights, found), key=lambda each: each.which))
                     self._write({**entries, key: msgspec.structs.replace(entries[key], weights=weights)})
-        if (found.sha256, found.bytes) != (sha256, bytes):
-            expected, got = f"sha256 {found.sha256} ({found.bytes} bytes)", f"sha256 {sha256} ({bytes} bytes)"
-            raise self._mismatch(reference, extras, "weights", expected, got, address)
+        self.compare_weights(reference, extras, found, sha256, bytes)
+
+    def compare_weights(
+        self,
+        reference: Reference,
+        extras: Sequence[str],
+        locked: LockedWeights,
+        sha256: str,
+        bytes: int,  # noqa: A002 - the entry's word
+    ) -> None:
+        """Hold a file against what is locked for it; `check_weights` finds that by the whole URL.
+
+        Raises:
+            LockMismatchError: It is not the locked one.
+        """
+        if (locked.sha256, locked.bytes) != (sha256, bytes):
+            expected, got = f"sha256 {locked.sha256} ({locked.bytes} bytes)", f"sha256 {sha256} ({bytes} bytes)"
+            raise self._mismatch(reference, extras, "weights", expected, got, locked.url)
 
     # The file.
 
@@ -335,9 +368,11 @@ class Lockfile:
 
     def _command(self, reference: Reference, extras: Sequence[str], *flags: str) -> str:
         parts = ["isohub", "lock", *flags, str(reference), *(f"--{extra}" for extra in extras)]
-        if self.path != Path.cwd() / LOCKFILE:
-            parts += ["--lockfile", str(self.path)]
-        return printable(shlex.join(parts), newlines=False)
+        return printable(shlex.join(parts) + self._option, newlines=False)
+
+    @property
+    def _option(self) -> str:
+        return "" if self.path == Path.cwd() / LOCKFILE else f" --lockfile {shlex.quote(str(self.path))}"
 
     def _absent(
         self, reference: Reference, extras: Sequence[str], address: WeightsUrl | None = None
@@ -345,7 +380,10 @@ class Lockfile:
         key = self._key(reference, extras)
         entries = self._read()
         named = printable(_named(*key), newlines=False)
-        if address is not None:
+        if not os.path.lexists(self.path):
+            said = f"{named} is not locked: there is no lockfile {self._shown}"
+            hint = self._command(reference, key[1])
+        elif address is not None:
             said = f"{address.shown}, which {named} downloads, is not locked in {self._shown}"
             hint = "load it once with the lockfile and without frozen, and review what that adds"
         else:
@@ -371,10 +409,10 @@ class Lockfile:
         what: str,
         expected: str,
         got: str,
-        address: WeightsUrl | None = None,
+        url: str | None = None,
     ) -> LockMismatchError:
         text = self._key(reference, extras)[0]
-        subject = text if address is None else f"{text}: {address.shown}"
+        subject = text if url is None else f"{text}: {url}"
         return LockMismatchError(
             printable(f"{subject} is not what {self.path} locks: {what} {got}, expected {expected}", newlines=False),
             hint=f"look at what changed before you lock it anew: {self._command(reference, extras, '--upgrade')}",

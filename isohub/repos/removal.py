@@ -289,7 +289,7 @@ def _remove(root: Path, path: Path, what: str) -> None:
     if inside.parts[:2] == ("weights", "urls") and len(inside.parts) >= 6:
         with _claimed(root / Path(*inside.parts[:5])):
             if len(inside.parts) == 6 and path.is_dir() and not path.is_symlink():
-                (path / ENTRY_RECORD).unlink(missing_ok=True)
+                remove_tree(path / ENTRY_RECORD)
             remove_tree(path)
         return
     if what == "blob":
@@ -344,7 +344,7 @@ def _renamed_away(place: Path) -> Path:
     trash = place.with_name(f".trash-{place.name}-{secrets.token_hex(8)}")
     place.rename(trash)
     trash.chmod(0o700)
-    (trash / CHECKOUT_RECORD).unlink(missing_ok=True)
+    remove_tree(trash / CHECKOUT_RECORD)
     return trash
 
 
@@ -374,4 +374,3 @@ def _drop(draft: _Draft, each: StoredCheckout | StoredWeights, why: str) -> None
         draft.checkout(each, why)
     else:
         draft.weights(each, each.files, why)
-

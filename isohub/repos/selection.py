@@ -1,7 +1,8 @@
 """What a name means in the store: a reference, the URL of weights, or what ``isohub cache ls`` prints.
 
 It asks nobody: a ref means what it meant when its source was last asked, else what it was first fetched for,
-else the start of a commit. What names a repo that is here names nothing else. Runs in the caller. Trust: names are the caller's; what is in the store is a repo's.
+else the start of a commit. What names a repo that is here names nothing else. Runs in the caller. Trust: names
+are the caller's; what is in the store is a repo's.
 """
 
 from __future__ import annotations

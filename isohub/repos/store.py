@@ -120,7 +120,7 @@ class Store:
                 "%s; going on with %s, what it said last for %s", error.message, last.commit, reference.ref or "HEAD"
             )
             return last
-        if not local and (pin.ref_name is not None or reference.ref is None):
+        if not _is_directory(pin) and (pin.ref_name is not None or reference.ref is None):
             self._said.add(pin)
         return replace(pin, extras=()) if _is_directory(pin) else pin
 

@@ -131,9 +131,7 @@ class Trust:
             asked.add((host, owner, repo, None))
         return any((entry.host, entry.owner, entry.repo, entry.commit) in asked for entry in self._read())
 
-    def add(
-        self, host: str, owner: str, repo: str, commit: str | None = None, *, location: str | None = None
-    ) -> bool:
+    def add(self, host: str, owner: str, repo: str, commit: str | None = None, *, location: str | None = None) -> bool:
         """Trusts a repo, or one commit of it. Returns False if exactly that was trusted before.
 
         Args:

@@ -202,16 +202,17 @@ def _changed_since(tree: Path, place: Path, record: CheckoutRecord) -> tuple[Pat
         made = min(made, (calendar.timegm(time.strptime(record.created, "%Y-%m-%dT%H:%M:%SZ")) + 1) * 1_000_000_000)
     except ValueError:
         pass
-    later, total = [], 0
-    for directory, names, files in os.walk(tree, onerror=_raise):
+    files, changed, directories = 0, [], []
+    for directory, names, others in os.walk(tree, onerror=_raise):
         # The time of a directory's entries: a name that came, went or changed.
         if Path(directory).lstat().st_mtime_ns > made:
-            later.append(Path(directory))
-        for name in (*(name for name in names if Path(directory, name).is_symlink()), *files):
-            total += 1
-            if Path(directory, name).lstat().st_ctime_ns > made:
-                later.append(Path(directory, name))
-    return tuple(sorted(later)[:_LIKELY]) if not 1 < total <= len(later) else ()
+            directories.append(Path(directory))
+        for path in (Path(directory, name) for name in (*names, *others)):
+            status = path.lstat()
+            if not stat.S_ISDIR(status.st_mode):
+                files += 1
+                changed += [path] * (status.st_ctime_ns > made)
+    return () if 1 < files == len(changed) else tuple(sorted((*changed, *directories))[:_LIKELY])
 
 
 def _tree_modes(tree: Path, unit: Path) -> list[Damage]:

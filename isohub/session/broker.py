@@ -28,8 +28,6 @@ from typing import TYPE_CHECKING, Any
 from isohub.errors import IntegrityError, IsohubError, LockMismatchError, SourceUnavailableError, printable
 from isohub.repos.cancellation import Cancellation
 from isohub.repos.credentials import Credentials
-from isohub.repos.disk import hold
-from isohub.repos.layout import weights_dir
 from isohub.repos.reference import parse
 from isohub.repos.store import Store
 from isohub.repos.weights import Weights
@@ -38,6 +36,7 @@ from isohub.session.errand import Errand
 if TYPE_CHECKING:
     from isohub.repos.lockfile import Lockfile
     from isohub.repos.pins import Pin
+    from isohub.repos.weights_entry import WeightsFile
     from isohub.session.replies import Want
 
 __all__ = ["Broker", "Given"]
@@ -126,7 +125,7 @@ class Broker:
         self._lockfile = lockfile
         self.revalidate = revalidate
         self._held = [] if held is None else [held]
-        self._holds_weights = False
+        self._kept: set[str] = set()  # contents that this worker has links to
         self._lock = threading.Lock()
         self._closed = False
 
@@ -183,7 +182,11 @@ class Broker:
             descriptor = os.open(found.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             if found.bytes < _LINKED_BYTES:
                 return Given(descriptor=descriptor)
-            self._hold_weights()
+            try:
+                self._keep(weights, found)
+            except BaseException:
+                os.close(descriptor)
+                raise
             return Given(descriptor=descriptor, path=found.blob)
 
     def _repo(self, want: Want, *, verbose: bool) -> Given:
@@ -204,13 +207,13 @@ class Broker:
         name = f"{pin.reference.owner}_{pin.reference.repo}_{pin.commit}"
         return Given(name=printable(name, newlines=False), descriptor=descriptor)
 
-    def _hold_weights(self) -> None:
-        """Keep `cache rm` from what the worker has been told of."""
+    def _keep(self, weights: Weights, found: WeightsFile) -> None:
+        """Keep `cache rm` and `prune` from a content that the worker gets a link to."""
         with self._lock:
-            if self._holds_weights or self._closed:
+            if self._closed or found.sha256 in self._kept:
                 return
-            descriptor = hold(weights_dir(self._root, self._scope))
-            self._holds_weights = True
+            descriptor = weights.hold_blob(found)
+            self._kept.add(found.sha256)
             if descriptor is not None:
                 self._held.append(descriptor)
 

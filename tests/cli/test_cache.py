@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -130,6 +131,61 @@ def test_rm_of_a_clone_that_is_gone(isohub_here: Run, tmp_path: Path) -> None:
 def test_rm_usage(isohub_here: Run) -> None:
     assert isohub_here("cache", "rm").returncode == 2
     assert isohub_here("cache", "rm", "o/r", "--all").returncode == 2
+    for command in (["rm", ""], ["rm", "o/r", ""], ["ls", ""]):
+        done = isohub_here("cache", *command)
+        assert done.returncode == 2
+        assert "REPO is an empty text" in done.stderr
+
+
+def test_weights_by_url_and_by_what_ls_prints(isohub_here: Run, filled: Filled) -> None:
+    found = read(isohub_here("cache", "ls", filled.shared.url, "--json"))
+    (shared,) = found["weights"]
+    assert [(each["url"], each["name"]) for each in shared["files"]] == [(filled.shared.url, "o/r")]
+    assert found["checkouts"] == []
+    done = isohub_here("cache", "rm", filled.shared.url)
+    assert done.returncode == 0
+    assert "blob" not in done.stdout
+    assert filled.shared.url in done.stdout
+    assert not filled.shared.path.exists()
+    for text in isohub_here("cache", "ls", "-q").stdout.splitlines():
+        (removed,) = read(isohub_here("cache", "rm", text, "--json"))["removed"]
+        assert removed["what"] == ("weights" if text.startswith("/") else "checkout")
+    assert isohub_here("cache", "ls").stdout == f"nothing in {filled.root}\n"
+
+
+def test_a_scope_lists_its_own_files_alone(isohub_here: Run, filled: Filled) -> None:
+    for scope in ("caller", "o/r", "o/other"):
+        names = {
+            each["name"]
+            for weights in read(isohub_here("cache", "ls", scope, "--json"))["weights"]
+            for each in weights["files"]
+        }
+        assert names == {scope}
+    assert "/a/model.pth" not in isohub_here("cache", "ls", "o/other").stdout
+
+
+def test_one_name_for_a_repo_and_one_form_of_time(isohub_here: Run, filled: Filled) -> None:
+    listed = read(isohub_here("cache", "ls", "--json"))
+    removed = read(isohub_here("cache", "rm", "--all", "--dry-run", "--json"))["removed"]
+    assert {each["name"] for each in removed if each["what"] == "checkout"} == set(names(isohub_here))
+    assert {each["name"] for each in listed["checkouts"]} == set(names(isohub_here))
+    assert {each["what"] for each in removed} == {"checkout", "weights"}
+    for each in [*listed["checkouts"], *listed["weights"]]:
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", each["used"])
+
+
+def test_the_damaged_file_is_named_and_how_to_mend_it(isohub_here: Run, filled: Filled) -> None:
+    path = filled.one.path / "models" / "net.py"
+    path.chmod(0o644)
+    path.write_text("evil")
+    path.chmod(0o444)
+    done = isohub_here("cache", "verify")
+    assert f"changed after the checkout was made, so likely: {path}\n" in done.stdout
+    assert done.stdout.endswith(
+        "hint: isohub cache verify --repair removes what is damaged, and the next load brings it again\n"
+    )
+    damages = read(isohub_here("cache", "verify", "--json"), 1)["damages"]
+    assert {each["path"]: each["likely"] for each in damages} == {str(filled.one.path): [str(path)]}
 
 
 def test_what_is_in_use_is_said(isohub_here: Run, filled: Filled) -> None:
@@ -153,13 +209,11 @@ def test_prune(isohub_here: Run, filled: Filled) -> None:
     plan = read(isohub_here("cache", "prune", "--older-than", "30d", "--dry-run", "--json"))
     done = read(isohub_here("cache", "prune", "--older-than", "30d", "--json"))
     assert done == {**plan, "dry_run": False}
-    assert [(each["name"], each["why"]) for each in done["removed"]] == [
-        (f"{'/'.join(filled.scope)}@{filled.one.commit}", "old")
-    ]
+    assert [(each["name"], each["why"]) for each in done["removed"]] == [(f"o/r@{filled.one.commit}", "old")]
     assert read(isohub_here("cache", "prune", "--max-size", "1TB", "--json"))["removed"] == []
     (filled.two.path.parent.parent / ".staging-1").mkdir()
     assert "left by a write that ended early" in isohub_here("cache", "prune").stdout
-    isohub_here("cache", "prune", "--max-size", "0B")
+    assert isohub_here("cache", "prune", "--max-size", "0").returncode == 0
     assert read(isohub_here("cache", "ls", "--json"))["bytes"] == 0
 
 
@@ -179,8 +233,8 @@ def test_ages_that_are_none(isohub_here: Run, age: str) -> None:
     assert "expected an age such as 30d, 12h, 90min or 2w" in done.stderr
 
 
-@pytest.mark.parametrize("size", ["5GB", "0B", "1.5GiB", "500 MB", "10kb", "1TiB"])
-@pytest.mark.parametrize("age", ["30d", "12h", "90min", "2w", "1.5d", "10s"])
+@pytest.mark.parametrize("size", ["5GB", "0B", "0", "0.0", "1.5GiB", "500 MB", "10kb", "1TiB"])
+@pytest.mark.parametrize("age", ["30d", "12h", "90min", "2w", "1.5d", "10s", "0"])
 def test_sizes_and_ages(isohub_here: Run, size: str, age: str) -> None:
     assert isohub_here("cache", "prune", "--max-size", size, "--older-than", age, "-n").returncode == 0
 

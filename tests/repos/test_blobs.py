@@ -12,6 +12,7 @@ import pytest
 
 from isohub.repos import blobs as blobs_module
 from isohub.repos.blobs import Blobs, Stamp, copy_into, hash_file, hash_known, open_regular
+from isohub.repos.inventory import claim_file
 
 CONTENT = os.urandom(3 << 20)
 SHA = hashlib.sha256(CONTENT).hexdigest()
@@ -165,15 +166,15 @@ def test_a_blob_in_use_is_nobody_s_to_remove(blobs: Blobs, tmp_path: Path) -> No
     assert two is not None
     for held in (one, two):
         with pytest.raises(BlockingIOError):
-            blobs.claim(SHA)
+            claim_file(blobs.path(SHA))
         os.close(held)
-    claimed = blobs.claim(SHA)
+    claimed = claim_file(blobs.path(SHA))
     assert claimed is not None
     assert blobs.hold(SHA, part) is None  # whoever keeps it for himself keeps it from being removed
     os.close(claimed)
     blobs.path(SHA).unlink()
     with pytest.raises(FileNotFoundError):
-        blobs.claim(SHA)
+        claim_file(blobs.path(SHA))
 
 
 def test_a_blob_that_is_removed_while_somebody_waits_comes_again(
@@ -181,7 +182,7 @@ def test_a_blob_that_is_removed_while_somebody_waits_comes_again(
 ) -> None:
     part = written(tmp_path / "part")
     blobs.add(part, SHA, move=True)
-    claimed = blobs.claim(SHA)
+    claimed = claim_file(blobs.path(SHA))
     assert claimed is not None
     waits = threading.Event()
     monkeypatch.setattr(blobs_module.time, "sleep", lambda _: waits.set())
@@ -206,4 +207,3 @@ def test_where_there_are_no_locks(blobs: Blobs, tmp_path: Path, monkeypatch: pyt
     part = written(tmp_path / "part")
     assert blobs.hold(SHA, part) is None
     assert blobs.path(SHA).samefile(part)
-    assert blobs.claim(SHA) is None

@@ -585,7 +585,8 @@ def test_what_passes_is_said(server: FileServer, fault: Fault, passing: bool | N
     assert caught.value.passing is passing
 
 
-def raw(answer: Callable[[socket.socket], object]) -> tuple[str, socket.socket]:
+@contextlib.contextmanager
+def raw(answer: Callable[[socket.socket], object]) -> Iterator[str]:
     """A server that answers each connection with bytes of its own."""
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -599,8 +600,14 @@ def raw(answer: Callable[[socket.socket], object]) -> tuple[str, socket.socket]:
                 connection.recv(65536)
                 answer(connection)
 
-    threading.Thread(target=serve, daemon=True).start()
-    return f"127.0.0.1:{listener.getsockname()[1]}", listener
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)  # ends the wait for the next
+        thread.join()
+        listener.close()
 
 
 def test_what_does_not_speak_http_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -611,8 +618,7 @@ def test_what_does_not_speak_http_does_not_pass(monkeypatch: pytest.MonkeyPatch)
         ("https", lambda connection: None, True),
     ]
     for scheme, answer, passing in cases:
-        host, listener = raw(answer)
-        with listener, pytest.raises(SourceUnavailableError, match=host) as caught:
+        with raw(answer) as host, pytest.raises(SourceUnavailableError, match=host) as caught:
             get(f"{scheme}://{host}/file")
         assert caught.value.passing is passing, (scheme, str(caught.value))
     with pytest.raises(SourceUnavailableError, match="cannot be reached") as caught:
@@ -620,10 +626,10 @@ def test_what_does_not_speak_http_does_not_pass(monkeypatch: pytest.MonkeyPatch)
     assert caught.value.passing is True
     monkeypatch.setattr(http, "READ_TIMEOUT_S", 0.1)
     wait = threading.Event()
-    host, listener = raw(lambda connection: wait.wait())
-    with listener, pytest.raises(SourceUnavailableError, match="nothing came") as caught:
-        get(f"http://{host}/file")
-    wait.set()
+    with raw(lambda connection: wait.wait()) as host:
+        with pytest.raises(SourceUnavailableError, match="nothing came") as caught:
+            get(f"http://{host}/file")
+        wait.set()
     assert caught.value.passing is True
 
 
@@ -638,13 +644,11 @@ def test_a_head_without_end(monkeypatch: pytest.MonkeyPatch, endless: bytes) -> 
             sent += len(endless) * 1000
 
     monkeypatch.setattr(http, "TRIES", 1)
-    host, listener = raw(answer)
-    with listener, pytest.raises(SourceUnavailableError, match="bytes before a body") as caught:
+    with raw(answer) as host, pytest.raises(SourceUnavailableError, match="bytes before a body") as caught:
         get(f"http://{host}/file")
     assert caught.value.passing is False
     assert sent < 20_000_000
     # The control: one of them is what a server may send.
     good = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\ncontent"
-    host, listener = raw(lambda connection: connection.sendall(good))
-    with listener:
+    with raw(lambda connection: connection.sendall(good)) as host:
         assert get(f"http://{host}/file") == CONTENT

@@ -145,8 +145,11 @@ def test_frozen_adds_nothing(path: Path) -> None:
             ask()
         assert raised.value.what == "reference"
         assert raised.value.hint == f"isohub lock o/r:v1 --lockfile {path}"
+        assert f"there is no lockfile {path}" in raised.value.message
     assert not path.exists()
     Lockfile(path).check(checkout())
+    with pytest.raises(LockMismatchError, match="o/r:v3 is not locked in"):
+        lock.pin(parse("o/r:v3"))
     with pytest.raises(LockMismatchError, match=re.escape("https://example.org/files/model.pth, which o/r:v1")):
         lock.weights(parse("o/r:v1"), (), URL)
     with pytest.raises(LockMismatchError, match="where there is o/r:v1"):
@@ -165,6 +168,38 @@ def test_update_keeps_weights_of_the_same_commit_alone(path: Path) -> None:
     entry = lock.find(reference)
     assert entry is not None
     assert (entry.commit, entry.weights) == (B, ())
+
+
+def test_update_takes_other_weights_and_lets_go_of_some(path: Path) -> None:
+    lock, reference = Lockfile(path), parse("o/r:v1")
+    lock.check(checkout())
+    signed = f"{URL}?signature=SECRET"
+    for url in (URL, signed, "https://example.org/z.pth"):
+        lock.check_weights(reference, (), url, SHA, 5)
+    entry = lock.find(reference)
+    assert entry is not None
+    plain, unknown, other = entry.weights
+    fresh = LockedWeights(URL, OTHER_SHA, 6)
+    lock.update(checkout(), {plain.which: fresh, unknown.which: None})
+    assert (lock.find(reference) or 0).weights == (fresh, other)
+    lock.check_weights(reference, (), URL, OTHER_SHA, 6)
+    with pytest.raises(LockMismatchError, match="weights sha256"):
+        lock.compare_weights(reference, (), other, OTHER_SHA, 5)
+    lock.compare_weights(reference, (), other, SHA, 5)
+    lock.update(checkout(commit=B), {other.which: fresh})
+    assert (lock.find(reference) or 0).weights == ()
+
+
+def test_a_lockfile_that_has_to_be_there(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SourceUnavailableError, match=f"there is no lockfile {re.escape(str(path))}") as raised:
+        Lockfile(path).require()
+    assert raised.value.hint == f"isohub lock REPO --lockfile {path}"
+    monkeypatch.chdir(path.parent)
+    with pytest.raises(SourceUnavailableError) as raised:
+        Lockfile("isohub.lock").require()
+    assert raised.value.hint == "isohub lock REPO"
+    Lockfile(path).check(checkout())
+    Lockfile(path).require()
 
 
 def test_a_lock_that_contradicts_its_reference(path: Path) -> None:

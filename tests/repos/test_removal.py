@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from isohub.repos.disk import hold
 from isohub.repos.inventory import Inventory
 from isohub.repos.layout import weights_dir
 from isohub.repos.reference import parse
-from isohub.repos.removal import Plan, carry_out, plan_prune, plan_removal, plan_repair
+from isohub.repos.removal import Plan, Removal, carry_out, plan_prune, plan_removal, plan_repair
 from isohub.repos.store import Store
 from isohub.repos.verify import verify
 from isohub.repos.weights import Weights
@@ -72,9 +74,13 @@ def test_one_checkout(filled: Filled) -> None:
 def test_a_repo(filled: Filled) -> None:
     (filled.one.path.parent.parent / ".staging-1").mkdir()
     plan = plan_removal(Inventory(filled.root), scopes=[filled.scope])
-    assert sorted(what for what, _ in removed(plan)) == [
-        "blob", "checkout", "checkout", "staging", "weights", "weights"
-    ]  # fmt: skip
+    assert sorted(what for what, _ in removed(plan)) == ["checkout", "checkout", "staging", "weights", "weights"]
+    # The content of `own` goes with its only name, that of `shared` stays with the other repo's.
+    assert [removal.blob and removal.blob.name for removal in plan.removals if removal.what == "weights"] == [
+        None if removal.path == filled.shared.path.parent else filled.own.sha256
+        for removal in plan.removals
+        if removal.what == "weights"
+    ]
     carry_out(filled.root, plan)
     inventory = Inventory(filled.root)
     assert [each.commit for each in inventory.checkouts()] == [filled.other.commit]
@@ -128,8 +134,6 @@ def test_what_comes_into_use_after_the_plan_stays(filled: Filled) -> None:
             assert descriptor is not None
             os.close(descriptor)
     assert sorted((kept.what, kept.reason) for kept in done.kept) == [
-        ("blob", "in use"),
-        ("blob", "in use"),
         ("checkout", "in use"),
         ("checkout", "somebody writes there now"),
         ("weights", "in use"),
@@ -137,6 +141,135 @@ def test_what_comes_into_use_after_the_plan_stays(filled: Filled) -> None:
     ]
     assert verify(filled.root) == []
     assert filled.shared.path.exists()
+
+
+def test_single_weights(filled: Filled) -> None:
+    plan = plan_removal(Inventory(filled.root), files=[filled.shared])
+    assert [(removal.path, removal.bytes) for removal in plan.removals] == [(filled.shared.path.parent, 0)]
+    assert carry_out(filled.root, plan) == plan
+    assert {file.scope for file in Weights(filled.root).entries() if file.sha256 == filled.shared.sha256} == {
+        (filled.scope[0], "o", "other")
+    }
+    plan = plan_removal(Inventory(filled.root), files=[filled.own])
+    (removal,) = plan.removals
+    assert (removal.bytes > 0, removal.blob) == (True, filled.own.blob)
+    assert carry_out(filled.root, plan) == plan
+    assert not filled.own.blob.exists()
+    assert verify(filled.root) == []
+
+
+_HOLDER = """
+import fcntl, os, sys
+descriptor = os.open(sys.argv[1], os.O_RDONLY)
+fcntl.flock(descriptor, fcntl.LOCK_SH)
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+@contextmanager
+def held_elsewhere(path: Path) -> Iterator[None]:
+    """Another process uses it."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        try:
+            yield
+        finally:
+            holder.kill()
+
+
+def test_a_tree_that_was_replaced_under_its_user_stays_until_he_is_done(filled: Filled) -> None:
+    place = filled.one.path.parent
+    with held_elsewhere(place):
+        place.chmod(0o755)
+        trash = place.with_name(f".trash-{place.name}-0011")
+        place.rename(trash)  # as a forced fetch puts it aside
+        trash.chmod(0o555)
+        (leftover,) = Inventory(filled.root).leftovers()
+        assert (leftover.path, leftover.live, leftover.in_use) == (trash, False, True)
+        for plan in (
+            plan_prune(Inventory(filled.root)),
+            plan_removal(Inventory(filled.root), scopes=[filled.scope]),
+            plan_removal(Inventory(filled.root), everything=True),
+        ):
+            assert [(kept.path, kept.what, kept.reason) for kept in plan.kept] == [(trash, "trash", "in use")]
+        assert carry_out(filled.root, plan_prune(Inventory(filled.root))).removals == ()
+        assert (trash / "tree" / "hubconf.py").read_text() == "one\n"
+        # Who came into use after the plan stays as well.
+        planned = Plan((Removal(trash, "trash", trash.name, 0, "leftover"),), ())
+        assert [kept.reason for kept in carry_out(filled.root, planned).kept] == ["in use"]
+        assert (trash / "tree" / "hubconf.py").read_text() == "one\n"
+    plan = plan_prune(Inventory(filled.root))
+    assert [removal.path for removal in plan.removals] == [trash]
+    assert carry_out(filled.root, plan).kept == ()
+    assert not trash.exists()
+
+
+def test_a_checkout_whose_earlier_tree_is_used_is_in_use(filled: Filled, github: GitHubServer) -> None:
+    place = filled.one.path.parent
+    with held_elsewhere(place):
+        hubconf = filled.one.path / "hubconf.py"
+        hubconf.chmod(0o644)
+        hubconf.write_text("damaged\n")
+        Store(filled.root).fetch(filled.one.pin, force_reload=True)
+        assert hubconf.read_text() == "one\n"
+        (trash,) = place.parent.glob(".trash-*")
+        plan = plan_removal(Inventory(filled.root), scopes=[filled.scope])
+        assert {(kept.path, kept.reason) for kept in plan.kept} == {(place, "in use"), (trash, "in use")}
+        assert {kept.path for kept in carry_out(filled.root, plan).kept} == {place, trash}
+        assert (trash / "tree" / "hubconf.py").read_text() == "damaged\n"
+    assert carry_out(filled.root, plan_removal(Inventory(filled.root), scopes=[filled.scope])).kept == ()
+    assert not place.exists()
+    assert not trash.exists()
+
+
+def test_a_blob_that_somebody_was_given_stays(filled: Filled) -> None:
+    blob = filled.own.blob
+    plan = plan_removal(Inventory(filled.root), files=[filled.own])
+    with held_elsewhere(blob):
+        done = carry_out(filled.root, plan)
+        assert [(removal.what, removal.bytes) for removal in done.removals] == [("weights", 0)]
+        assert [(kept.path, kept.what, kept.reason) for kept in done.kept] == [(blob, "weights", "in use")]
+        (leftover,) = Inventory(filled.root).leftovers()
+        assert (leftover.path, leftover.what, leftover.in_use) == (blob, "blob", True)
+        assert carry_out(filled.root, plan_prune(Inventory(filled.root))).removals == ()
+        assert blob.read_bytes() == b"own" * 5000
+    assert [removal.path for removal in carry_out(filled.root, plan_prune(Inventory(filled.root))).removals] == [blob]
+    assert not blob.exists()
+
+
+def test_a_blob_of_which_an_entry_has_a_copy_stays_with_it(filled: Filled) -> None:
+    content = filled.own.path.read_bytes()
+    filled.own.path.unlink()
+    filled.own.path.write_bytes(content)  # as where links are not possible
+    filled.own.path.chmod(0o444)
+    orphan = Plan((Removal(filled.own.blob, "blob", "", 0, "leftover"),), ())
+    assert [kept.reason for kept in carry_out(filled.root, orphan).kept] == ["in use"]
+    assert verify(filled.root) == []
+
+
+def test_what_a_killed_remover_left_goes_at_once(filled: Filled) -> None:
+    (filled.own.path.parent / "entry.json").unlink()
+    assert {each.what for each in Inventory(filled.root).leftovers()} == {"broken", "blob"}
+    assert carry_out(filled.root, plan_prune(Inventory(filled.root))).kept == ()
+    assert Inventory(filled.root).leftovers() == []
+
+
+def test_damaged_weights_that_are_in_use_stay(filled: Filled) -> None:
+    filled.own.path.chmod(0o644)
+    filled.own.path.write_bytes(b"X" * 15000)
+    filled.own.path.chmod(0o444)
+    with held_elsewhere(weights_dir(filled.root, filled.scope)):
+        done = carry_out(filled.root, plan_repair(Inventory(filled.root), verify(filled.root)))
+        assert [(kept.what, kept.name, kept.reason) for kept in done.kept] == [("weights", filled.own.url, "in use")]
+        assert filled.own.blob.exists()
+    assert carry_out(filled.root, plan_repair(Inventory(filled.root), verify(filled.root))).kept == ()
+    assert verify(filled.root) == []
+    assert not filled.own.blob.exists()
 
 
 def test_what_somebody_else_removed_is_removed(filled: Filled) -> None:
@@ -180,7 +313,7 @@ def test_prune_by_age(filled: Filled) -> None:
     age(filled)
     plan = plan_prune(Inventory(filled.root), older_than_s=45 * 86400)
     assert [(removal.what, removal.why) for removal in plan.removals] == [
-        ("checkout", "old"), ("weights", "old"), ("blob", "old")
+        ("checkout", "old"), ("weights", "old")
     ]  # fmt: skip
     assert plan.removals[0].path == filled.one.path.parent
     carry_out(filled.root, plan)

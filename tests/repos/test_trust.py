@@ -328,7 +328,9 @@ def test_names_of_all_entries_end_trust(trust):
     assert not trust.remove_text("a/b")
 
 
-@pytest.mark.parametrize("text", ["", "/nowhere/at/all", f"{HOST}/a/b@{C2}", "\0", "~nobody/x", "https://u:hunter2@h/r"])
+@pytest.mark.parametrize(
+    "text", ["", "/nowhere/at/all", f"{HOST}/a/b@{C2}", "\0", "~nobody/x", "https://u:hunter2@h/r"]
+)
 def test_what_names_nothing_is_no_answer(trust, text):
     trust.add(HOST, "a", "b")
     with pytest.raises(InvalidReferenceError) as raised:

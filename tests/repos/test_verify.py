@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from isohub.repos import http
 from isohub.repos.disk import remove_tree
 from isohub.repos.inventory import Inventory
-from isohub.repos.layout import weights_dir
+from isohub.repos.layout import CheckoutRecord, weights_dir
+from isohub.repos.records import read_record, write_record
 from isohub.repos.reference import parse
 from isohub.repos.removal import carry_out, plan_repair
 from isohub.repos.store import Store
@@ -148,6 +150,58 @@ def test_what_is_missing_or_too_much_or_of_another_kind(filled: Filled) -> None:
     (place / "stranger").unlink()
     (place / "checkout.json").rename(place.parent / "kept")
     check(("checkout.json", "missing"), ("kept", "unexpected"))
+
+
+def likely(filled: Filled) -> set[str]:
+    found = {path for damage in verify(filled.root) for path in damage.likely}
+    return {path.relative_to(filled.one.path).as_posix() for path in found}
+
+
+def test_what_was_changed_after_the_checkout_was_made_is_likely(filled: Filled) -> None:
+    tree = filled.one.path
+    content = flip(tree / "hubconf.py", 0, 1)
+    assert likely(filled) == {"hubconf.py"}
+    flip(tree / "models" / "net.py", 1, 1)
+    assert likely(filled) == {"hubconf.py", "models/net.py"}
+    put_back(tree / "hubconf.py", content)
+    tree.chmod(0o755)
+    (tree / "run.sh").unlink()
+    tree.chmod(0o555)
+    assert likely(filled) == {".", "hubconf.py", "models/net.py"}
+    # Once its record is written anew, the time that it tells counts.
+    store = Store(filled.root)
+    place = tree.parent
+    record = read_record(place / "checkout.json", CheckoutRecord)
+    assert record is not None
+    os.utime(place)
+    place.chmod(0o755)
+    write_record(place / "checkout.json", msgspec.structs.replace(record, created="2020-01-01T00:00:00Z"))
+    place.chmod(0o555)
+    assert likely(filled) == set()  # all of it is later, as in a store that was copied
+    assert store.lookup(filled.one.pin) is not None
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "directory"])
+def test_records_and_blobs_of_another_kind_are_damage_and_hang_nobody(filled: Filled, kind: str) -> None:
+    place = filled.one.path.parent
+    place.chmod(0o755)
+    record = place / "checkout.json"
+    paths = [record, place.parent / "refs.json", filled.own.path.parent / "entry.json", filled.own.blob]
+    for path in paths:
+        outside = filled.root.parent / f"outside-{path.name}"
+        path.rename(outside)
+        if kind == "pipe":
+            os.mkfifo(path, 0o444)
+        elif kind == "link":
+            path.symlink_to(outside)
+        else:
+            path.mkdir(0o555)
+    place.chmod(0o555)
+    Inventory(filled.root).leftovers()
+    damaged = {damage.path for damage in verify(filled.root)}
+    assert damaged >= set(paths)
+    assert carry_out(filled.root, plan_repair(Inventory(filled.root), verify(filled.root))).kept == ()
+    assert verify(filled.root) == []
 
 
 def test_what_may_be_written_is_damage(filled: Filled) -> None:

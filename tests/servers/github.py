@@ -180,6 +180,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are two writes: the second would wait for a delayed ACK
     server: _Server
 
     def log_message(self, *_: object) -> None:
