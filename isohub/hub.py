@@ -38,7 +38,7 @@ from isohub.repos.lockfile import Lockfile
 from isohub.repos.outline import Outline, read_outline
 from isohub.repos.pins import Checkout
 from isohub.repos.reference import Reference, SourceName, parse
-from isohub.repos.trust import Trust, trust_target
+from isohub.repos.trust import Trust, trust_location, trust_target
 from isohub.sandbox.confine import MISSING
 
 if TYPE_CHECKING:
@@ -242,7 +242,8 @@ class Session:
         if trust_repo is True:
             pin, reference = link.checkout.pin, link.checkout.reference
             commit = None if pin.validated else pin.commit
-            self._trust().add(reference.host, reference.owner, reference.repo, commit)
+            identity = reference.host, reference.owner, reference.repo
+            self._trust().add(*identity, commit, location=trust_location(reference))
         return answer
 
     @_also_called_github
@@ -337,18 +338,18 @@ class Session:
         Raises:
             InvalidReferenceError: It names a ref that can move.
         """
-        self._trust().add(*trust_target(_reference(repo)))
+        reference = _reference(repo)
+        self._trust().add(*trust_target(reference), location=trust_location(reference))
 
     def untrust(self, repo: RepoOrDir) -> bool:
-        """Forget a trusted repo, or one commit of it; False if it was none."""
+        """Forget a trusted repo, or one commit of it; False if it was none. What `trusted` gives is taken too."""
+        if isinstance(repo, str):
+            return self._trust().remove_text(repo)
         return self._trust().remove(*trust_target(_reference(repo)))
 
     def trusted(self) -> builtins.list[str]:
         """The trusted repos, as ``host/owner/repo[@commit]``."""
-        return [
-            f"{entry.host}/{entry.owner}/{entry.repo}" + (f"@{entry.commit}" if entry.commit else "")
-            for entry in self._trust().entries()
-        ]
+        return [entry.name for entry in self._trust().entries()]
 
     def workers(self) -> builtins.list[Worker]:
         """The workers that are alive now."""

@@ -506,3 +506,9 @@ def test_trust_of_one_commit(tmp_path):
             session.trust("o/r:main")
         assert session.untrust("o/r:" + "a" * 40)
         assert session.trusted() == []
+        place = tmp_path / "gone"
+        place.mkdir()
+        session.trust(place)
+        place.rmdir()
+        assert session.untrust(*session.trusted())
+        assert session.trusted() == []

@@ -135,7 +135,7 @@ def claim(directory: Path) -> int | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for earlier in directory.parent.glob(f".trash-{glob.escape(directory.name)}-*"):
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError, NotADirectoryError):
                 beside = claim(earlier)
                 if beside is not None:
                     os.close(beside)

@@ -393,9 +393,7 @@ def test_many_resolve_at_once_and_none_is_lost(github: GitHubServer, repo: GitRe
     for name in names:
         repo.git("branch", name)
     load(store, "o/r:main")
-    threads = [
-        threading.Thread(target=lambda name=name: load(Store(store.root), f"o/r:{name}")) for name in names
-    ]
+    threads = [threading.Thread(target=lambda name=name: load(Store(store.root), f"o/r:{name}")) for name in names]
     for thread in threads:
         thread.start()
     for thread in threads:
