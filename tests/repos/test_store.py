@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import random
-import signal
 import stat
 import subprocess
 import sys
@@ -660,9 +659,10 @@ checkout = store.fetch(store.resolve(parse(sys.argv[2])))
 print((checkout.path / "hubconf.py").read_text(), end="")
 """
 
-# One import, then a fork for each line; a fork fetches and exits.
+# One import, then a fork for each line; a fork fetches and exits, or is killed after so many seconds. Who forks
+# kills: until it waits, the number is nobody else's.
 FORKS = """
-import os, sys
+import os, signal, sys, time
 from pathlib import Path
 from isohub.repos.reference import parse
 from isohub.repos.sources import github
@@ -673,9 +673,10 @@ for line in sys.stdin:
     if pid == 0:
         store = Store(Path(sys.argv[1]))
         pin = store.resolve(parse(sys.argv[2]))
-        store.fetch(pin, force_reload=line.strip() == "force")
+        store.fetch(pin, force_reload=line.split()[0] == "force")
         os._exit(0)
-    print(pid, flush=True)
+    time.sleep(float(line.split()[1]))
+    os.kill(pid, signal.SIGKILL)
     print(os.waitpid(pid, 0)[1], flush=True)
 """
 
@@ -741,15 +742,10 @@ def test_writers_killed_at_two_hundred_moments_leave_no_half_checkout(
     def attempt(kind: str, delay_s: float) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(f"{kind}\n")
-        process.stdin.flush()
-        pid = int(process.stdout.readline())
         # The moment is what is random here; nothing is waited for.
-        killer = threading.Timer(delay_s, os.kill, (pid, signal.SIGKILL))
-        killer.start()
+        process.stdin.write(f"{kind} {delay_s}\n")
+        process.stdin.flush()
         status = int(process.stdout.readline())
-        killer.cancel()
-        killer.join()
         outcomes["killed" if os.WIFSIGNALED(status) else "done"] += 1
 
     for number in range(200):
