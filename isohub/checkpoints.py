@@ -31,6 +31,7 @@ from isohub.repos.blobs import copy_into, hash_file, open_regular
 from isohub.repos.catalog import is_offline
 from isohub.repos.checkpoint_fault import fault_of
 from isohub.repos.credentials import Credentials
+from isohub.repos.disk import make_root
 from isohub.repos.download import download
 from isohub.repos.http import HttpClient
 from isohub.repos.layout import get_dir
@@ -118,7 +119,7 @@ def load_state_dict_from_url(
     hashes = _hashes_in(source.name, file_name) if check_hash else Hashes()
     if model_dir is None and file_name is not None:
         root = Path(get_dir())
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_root(root)
         model_dir = root / "checkpoints"  # where torch.hub says that it is to be found
     held: AbstractContextManager[_Found]
     with ExitStack() as stack:

@@ -38,6 +38,7 @@ __all__ = [
     "hold",
     "lock_file",
     "locked",
+    "make_root",
     "remove_tree",
 ]
 
@@ -175,6 +176,13 @@ def flush_directory(directory: Path) -> None:
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def make_root(root: Path) -> None:
+    """Make the store's directory, for its user alone; one that is there stays as it is."""
+    if not root.is_dir():
+        root.parent.mkdir(parents=True, exist_ok=True)
+        root.mkdir(mode=0o700, exist_ok=True)
 
 
 def lock_file(path: Path, *, timeout_s: float = -1, mode: int = -1) -> BaseFileLock:

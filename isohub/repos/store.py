@@ -39,6 +39,7 @@ from isohub.repos.disk import (
     freeze,
     hold,
     locked,
+    make_root,
     remove_tree,
 )
 from isohub.repos.layout import CHECKOUT_RECORD, CheckoutRecord, checkout_dir, repo_dir
@@ -184,7 +185,7 @@ class Store:
             raise _offline(pin.reference, f"commit {pin.commit} of {pin.reference.location}", pin.extras)
         with disk_errors(self.root, str(pin.reference)):
             directory = repo_dir(self.root, pin.reference)
-            self._make_root()
+            make_root(self.root)
             directory.mkdir(parents=True, exist_ok=True)
             with locked(directory):
                 _sweep(directory)
@@ -274,7 +275,7 @@ class Store:
         self._said.discard(pin)
         directory = repo_dir(self.root, pin.reference)
         try:
-            self._make_root()
+            make_root(self.root)
             directory.mkdir(parents=True, exist_ok=True)
             remember(directory, pin, public=self._credentials.anonymous)
         except (OSError, NotImplementedError) as error:
@@ -355,11 +356,6 @@ class Store:
     def _to_be_validated(self, pin: Pin) -> bool:
         found = self._find(pin) if pin.validated else None
         return found is not None and not found[1].validated
-
-    def _make_root(self) -> None:
-        if not self.root.is_dir():
-            self.root.parent.mkdir(parents=True, exist_ok=True)
-            self.root.mkdir(mode=0o700, exist_ok=True)
 
 
 def _record(place: Path, pin: Pin) -> CheckoutRecord | None:

@@ -40,7 +40,7 @@ import msgspec
 
 from isohub.errors import OfflineError, SourceUnavailableError
 from isohub.repos.blobs import Blobs, Stamp, hash_known
-from isohub.repos.disk import disk_errors, flush_directory, hold, locked
+from isohub.repos.disk import disk_errors, flush_directory, hold, locked, make_root
 from isohub.repos.download import download
 from isohub.repos.http import HttpClient
 from isohub.repos.hub_files import copy_hub_file, hub_files
@@ -383,9 +383,7 @@ class Weights:
         return entry.file(self.root)
 
     def _make_directories(self) -> None:
-        if not self.root.is_dir():
-            self.root.parent.mkdir(parents=True, exist_ok=True)
-            self.root.mkdir(mode=0o700, exist_ok=True)
+        make_root(self.root)
         self._partial.mkdir(parents=True, exist_ok=True)
 
     def _offline_error(self, address: WeightsUrl, scope: Scope, hashes: Hashes) -> OfflineError:

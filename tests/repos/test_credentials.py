@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -42,9 +43,9 @@ def helper(own_settings: Path) -> Callable[..., Path]:
     def make(*answer: str, text: str = "") -> Path:
         asked = own_settings / "asked"
         lines = "\n".join(f"echo '{line}'" for line in answer)
-        # The command lines of the helper, of git, and of all that started them.
+        # The command lines of the helper, of git, and of all between them and this process, whose own are not ours.
         log = (
-            "p=$$; while [ $p -gt 1 ]; do tr '\\0' ' ' < /proc/$p/cmdline; echo; "
+            f"p=$$; while [ $p -gt 1 ] && [ $p -ne {os.getpid()} ]; do tr '\\0' ' ' < /proc/$p/cmdline; echo; "
             f"p=$(sed -n 's/^PPid:.//p' /proc/$p/status); done >> {asked}"
         )
         made = program(own_settings / "helper", f'{log}; echo "$1" >> {asked}; cat >> {asked}\n{lines}\n{text}')
