@@ -46,9 +46,9 @@ __all__ = [
 #: What an entry without a port allows: http's and https's.
 DEFAULT_PORTS: Tuple[int, ...] = (80, 443)
 
-#: Where hubconfs keep their weights; what `HostPolicy.of` gets where the caller says nothing. Each is there for what
-#: is known to use it. On github.com, huggingface.co, zenodo.org and storage.googleapis.com anybody can publish: this
-#: list bounds which servers are asked, and not whose bytes come.
+#: Where hubconfs keep their weights: what a worker may have downloaded where the caller says nothing. Each is there for
+#: what is known to use it. On github.com, huggingface.co, zenodo.org and storage.googleapis.com anybody can publish:
+#: this list bounds which servers are asked, and not whose bytes come.
 WEIGHT_HOSTS: Tuple[str, ...] = (
     "download.pytorch.org",  # torchvision, torchaudio, PyTorch's own tutorials
     "github.com",  # releases: yolov5, MiDaS, timm, open-unmix; they redirect to the next

@@ -20,6 +20,9 @@ go through that. The name is decided on here all the same, and that very name is
 proxy resolves it: what address it leads to is the proxy's to judge, and its own address is the caller's word. A name
 that the policy allows can then lead to an address of the network that the proxy is in.
 
+What is within a tunnel cannot be seen: a server that the policy names may itself lead further, as a proxy does, or a
+content network that serves another name than the one it was dialled by.
+
 It refuses: everything that is not one of the two forms; chunked requests; proxies in the environment that are no plain
 HTTP ones.
 Side: caller, in daemon threads. Trust: peers are a worker's, answers are the network's.
@@ -65,11 +68,16 @@ class AllowListProxy:
         hosts: What it leads to.
         who: Whose requests they are, for the log.
         limits: What it gives at most.
+
+    Raises:
+        ValueError: The socket does not listen; it stays the caller's.
     """
 
     def __init__(
         self, listener: socket.socket, hosts: HostPolicy, *, who: str = "worker", limits: ProxyLimits | None = None
     ) -> None:
+        if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise ValueError("expected a socket that listens")
         self._limits = limits or ProxyLimits()
         self._who = printable(who, limit_chars=200, newlines=False)
         self._listener = listener

@@ -573,6 +573,11 @@ def test_whoever_shares_the_listener_cannot_hold_it(server):
     theirs.close()
 
 
+def test_a_socket_that_does_not_listen_is_refused():
+    with socket.socket() as one, pytest.raises(ValueError, match="listens"):
+        AllowListProxy(one, HostPolicy(()))
+
+
 def _take(listener):
     with contextlib.suppress(OSError):
         while True:
