@@ -585,7 +585,7 @@ def _take(listener):
 
 
 _IN_A_NAMESPACE = """
-import array, ctypes, fcntl, os, socket, struct, sys, urllib.request
+import ctypes, encodings.idna, fcntl, os, socket, struct, sys, urllib.request
 libc = ctypes.CDLL(None, use_errno=True)
 if libc.unshare(0x10000000 | 0x40000000) != 0:  # CLONE_NEWUSER | CLONE_NEWNET
     sys.exit(f"unshare: {os.strerror(ctypes.get_errno())}")
