@@ -44,6 +44,7 @@ from isohub.sandbox.policy import NONE, Sandbox, checked_sandbox
 
 if TYPE_CHECKING:
     from isohub.repos.pins import Pin
+    from isohub.session.examination import Diagnosis
     from isohub.session.gate import ProgramGate
     from isohub.session.link import Link
     from isohub.session.pool import Pool
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Session",
+    "doctor",
     "fetch",
     "get_dir",
     "help",
@@ -459,6 +461,7 @@ class Session:
                 lockfile=self._lockfile,
                 revalidate=wanted.force_reload,
                 held=held,
+                hosts=None if isinstance(policy, str) else policy.download_hosts,
                 granted=policy != NONE and bool(placement.granted),
             )
             status = checkout.path.stat()
@@ -526,6 +529,17 @@ def _check_confinement(worker: Worker, gate: ProgramGate) -> None:
         "in a container or virtual machine of its own",
         missing=tuple(lacking),
     )
+
+
+def doctor() -> Diagnosis:
+    """What this machine can give a worker: a process is confined, and tries what a worker must not do.
+
+    Returns:
+        Layers with their details, what was tried, and whether the defaults, and all of it, hold here.
+    """
+    from isohub.session.examination import diagnose
+
+    return diagnose()
 
 
 def _reference(repo: RepoOrDir) -> Reference:

@@ -39,7 +39,7 @@ _GPU_READ = (
 _GPU_DEVICES = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/dri/*", "/dev/kfd", "/dev/dxg")
 _NETWORK = ("/etc/hosts", "/etc/resolv.conf", "/etc/services", "/etc/host.conf", "/etc/gai.conf")
 # Ends of names that Python imports.
-_MODULES = (".py", ".pyc", ".so", ".pth", ".egg-link")
+_MODULES = (".py", ".pyc", ".so", ".pth", ".egg-link", ".dist-info", ".egg-info")
 # A repo with more entries beside its .git gets one rule for each of these and none for the rest.
 _MOST_ENTRIES = 4096
 
@@ -81,11 +81,7 @@ def _path_entry_rules(place: str) -> List[Rule]:
         path = os.path.join(place, name)
         if name.startswith(".") or os.path.islink(path):
             continue
-        if (
-            name.endswith(_MODULES)
-            or name.endswith((".dist-info", ".egg-info"))
-            or os.path.isfile(os.path.join(path, "__init__.py"))
-        ):
+        if name.endswith(_MODULES) or os.path.isfile(os.path.join(path, "__init__.py")):
             rules.append(Rule(path, "read"))
     return rules
 

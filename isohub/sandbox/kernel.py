@@ -78,7 +78,7 @@ def libc_call(name: str, *args: Any) -> int:
 
 
 def prctl(option: int, *values: int) -> int:
-    """prctl(2), with the arguments that are not given as zero, which some options insist on."""
+    """Set or ask something of this process; arguments that are not given are zero, as some options insist on."""
     words = [ctypes.c_ulong(value) for value in (*values, *[0] * (4 - len(values)))]
     return libc_call("prctl", ctypes.c_int(option), *words)
 

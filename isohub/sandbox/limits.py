@@ -60,8 +60,9 @@ def apply_limits(wanted: Mapping[str, Any], namespaced: bool) -> str:
     for which, soft, hard in limits:
         most = resource.getrlimit(which)[1]
         if most != resource.RLIM_INFINITY:
-            soft, hard = min(soft, most), min(hard, most)
-        resource.setrlimit(which, (soft, hard))
+            resource.setrlimit(which, (min(soft, most), min(hard, most)))
+        else:
+            resource.setrlimit(which, (soft, hard))
     return ", ".join(words)
 
 

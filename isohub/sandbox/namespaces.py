@@ -59,7 +59,7 @@ _MOST_STEPS = 4096  # components of a path and of the symlinks on its way
 
 
 def unshare(flags: int) -> None:
-    """What unshare(2) does; Python has it from 3.12 on."""
+    """Leave namespaces; Python has a function for it from 3.12 on."""
     libc_call("unshare", ctypes.c_int(flags))
 
 

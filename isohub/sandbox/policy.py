@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, Mapping, Optional, Tuple, Union
 
 from isohub.errors import PolicyError, printable
+from isohub.sandbox.hosts import WEIGHT_HOSTS, HostPolicy
 
 __all__ = ["DEFAULT_REQUIRED", "LAYERS", "NAMESPACES", "NONE", "Confinement", "Sandbox", "checked_sandbox"]
 
@@ -117,6 +118,18 @@ class Sandbox:
         return tuple(self.require)
 
     @property
+    def download_hosts(self) -> Optional[HostPolicy]:
+        """Where torch.hub's functions may fetch from for the worker; None for anywhere."""
+        if self.network == "open":
+            return None
+        return HostPolicy((*(WEIGHT_HOSTS if self.downloads is None else self.downloads), *self.network))
+
+    @property
+    def proxy_hosts(self) -> Optional[HostPolicy]:
+        """Which hosts the worker reaches through a proxy; None without one."""
+        return None if self.network in ((), "open") else HostPolicy(tuple(self.network))
+
+    @property
     def needs_trust(self) -> Tuple[str, ...]:
         """What of this is for trusted repos alone, in words."""
         return ("the caller's own network",) if self.network == "open" else ()
@@ -185,10 +198,7 @@ def _hosts(name: str, value: Any) -> Tuple[str, ...]:
     for host in hosts:
         if not isinstance(host, str):
             raise _mistake(name, value, "host names as str")
-    if hosts:
-        from isohub.sandbox.hosts import HostPolicy
-
-        HostPolicy(hosts)  # raises
+    HostPolicy(hosts)  # raises
     return hosts
 
 

@@ -119,9 +119,8 @@ def _decisions(machine: str, traits: Traits, pid: int) -> Dict[int, _Decision]:
     if traits.private or traits.scoped:
         fate.update(dict.fromkeys(GROUPS["others"], ALLOW))
     else:
-        fate.update(
-            dict.fromkeys(("kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"), _Test(0, (pid,), ALLOW, _EPERM))
-        )
+        itself = _Test(0, (pid,), ALLOW, _EPERM)
+        fate.update(dict.fromkeys(("kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"), itself))
     fate.update(_sockets(traits))
     fate["clone"] = _Test(0, (0,), ALLOW, _EPERM, _CLONE_NEW)
     fate["ioctl"] = _Test(1, _REFUSED_IOCTL, _EPERM, ALLOW)

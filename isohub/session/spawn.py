@@ -30,9 +30,9 @@ from isohub.session.supervisor import Worker
 from isohub.wire.channel import ChannelClosed
 from isohub.wire.protocol import close_descriptors
 
-__all__ = ["Zygote"]
+__all__ = ["START", "Zygote"]
 
-_START = Path(__file__).resolve().parent.parent / "worker" / "start.py"
+START = Path(__file__).resolve().parent.parent / "worker" / "start.py"
 _STOP_TIMEOUT_S = 5.0
 _EXIT_NOTICE_S = 1.0
 
@@ -68,7 +68,7 @@ class Zygote:
         self._output = Output(output_read, logging.getLogger("isohub.zygote"), logging.INFO)
         try:
             self._process = subprocess.Popen(
-                [python, "-I", str(_START), "zygote", str(theirs.fileno()), self._directory, surroundings],
+                [python, "-I", str(START), "zygote", str(theirs.fileno()), self._directory, surroundings],
                 stdin=subprocess.DEVNULL,
                 stdout=output_write,
                 stderr=output_write,

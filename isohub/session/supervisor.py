@@ -49,6 +49,7 @@ from isohub.sandbox.confine import UNCONFINED
 from isohub.sandbox.policy import Confinement
 from isohub.session.background import Background, Output
 from isohub.session.broker import Broker, Given
+from isohub.session.proxy import AllowListProxy
 from isohub.session.replies import Answer, Fault, Ready, Reply, Want, read_reply, read_status
 from isohub.session.request import Placement
 from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, Claims, copying, open_parcel, unload, viewing
@@ -145,7 +146,7 @@ class Worker:
         self.pid = 0
         self.placement = placement
         self.confinement = Confinement()
-        self.listener: socket.socket | None = None  # of its network namespace, where the caller's proxy listens
+        self._proxy: AllowListProxy | None = None
         self.started = time.monotonic()
         self.handles: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self.broker: Broker | None = None
@@ -208,7 +209,10 @@ class Worker:
             close_descriptors(descriptors)
             raise ProtocolError("descriptors that were not asked for")
         if descriptors:
-            self.listener = socket.socket(fileno=descriptors[0])
+            hosts = None if isinstance(policy, str) else policy.proxy_hosts
+            assert hosts is not None
+            # Made by the zygote's code before any of the repo's; it listens in the worker's network namespace.
+            self._proxy = AllowListProxy(socket.socket(fileno=descriptors[0]), hosts, who=self.name)
 
     def _learn_pid(self) -> None:
         while not self._poll.poll(_milliseconds(self._deadline)):
@@ -673,8 +677,8 @@ class Worker:
             if arena is not None:
                 arena.close()
         self._inbox = self._outbox = None
-        if self.listener is not None:
-            self.listener.close()
+        if self._proxy is not None:
+            self._proxy.close()
         for output in self._outputs:
             self._background.forget(output)
 

@@ -67,7 +67,7 @@ def surround(arguments: List[str], control: int, directory: str) -> Optional[str
     close_all_but([])
     _, status = os.waitpid(pid, 0)
     remove_tree(directory)  # a zygote that was killed could not
-    _end_as(status)
+    return _end_as(status)
 
 
 def _end_as(status: int) -> NoReturn:
