@@ -31,7 +31,7 @@ from isohub.checking import (
     merged,
 )
 from isohub.environments.dependencies import missing_error, parse_dependencies, unmet
-from isohub.errors import ConfinementError, EnvironmentBuildError, SessionClosedError, printable
+from isohub.errors import ConfinementError, EnvironmentBuildError, PolicyError, SessionClosedError, printable
 from isohub.repos.catalog import Catalog, Wanted, is_offline
 from isohub.repos.disk import make_root
 from isohub.repos.layout import get_dir, set_dir, weights_dir
@@ -40,6 +40,7 @@ from isohub.repos.outline import Outline, read_outline
 from isohub.repos.pins import Checkout
 from isohub.repos.reference import Reference, SourceName, parse
 from isohub.repos.trust import Trust, trust_location, trust_target
+from isohub.sandbox.hosts import HostPolicy
 from isohub.sandbox.policy import NONE, Sandbox, checked_sandbox
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ Returns = Literal["handle", "state_dict", "torchscript", "exported_program"]
 RepoOrDir = str | os.PathLike[str] | Checkout
 
 _RETURNS = ("handle", "state_dict", "torchscript", "exported_program")
+#: Of the user's: hosts of weights beside the well-known ones, such as a mirror.
+_HOSTS_VARIABLE = "ISOHUB_DOWNLOAD_HOSTS"
 #: torch.hub.load's own sources, and git for what is on another host.
 _SOURCES = (None, "github", "git", "local")
 #: The largest answer to a call. A model that returns more than this at once would not fit beside itself
@@ -461,7 +464,7 @@ class Session:
                 lockfile=self._lockfile,
                 revalidate=wanted.force_reload,
                 held=held,
-                hosts=None if isinstance(policy, str) else policy.download_hosts,
+                hosts=_download_hosts(policy),
                 granted=policy != NONE and bool(placement.granted),
             )
             status = checkout.path.stat()
@@ -501,6 +504,17 @@ def _policy(policy: Sandbox | str, device: Any) -> Sandbox | str:
     if isinstance(policy, str) or device is None or str(device).split(":")[0] == "cpu":
         return policy
     return replace(policy, gpu=True)
+
+
+def _download_hosts(policy: Sandbox | str) -> HostPolicy | None:
+    """Where a worker's downloads may come from; None for anywhere. The user's environment may name more hosts."""
+    if isinstance(policy, str) or policy.download_hosts is None:
+        return None
+    named = os.environ.get(_HOSTS_VARIABLE, "").replace(",", " ").split() if policy.downloads is None else []
+    try:
+        return HostPolicy((*policy.download_hosts.entries, *named))
+    except PolicyError as error:
+        raise PolicyError(f"{_HOSTS_VARIABLE}: {error.message}", hint="hosts with commas between them") from None
 
 
 def _root_of(checkout: Checkout) -> Path:

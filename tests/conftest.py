@@ -18,7 +18,7 @@ HUBS = Path(__file__).parent / "hubs"
 SETTINGS = (
     "CURL_CA_BUNDLE", "GH_ENTERPRISE_TOKEN", "GH_HOST", "GH_TOKEN", "GITHUB_API_URL", "GITHUB_ENTERPRISE_TOKEN",
     "GITHUB_SERVER_URL", "GITHUB_TOKEN", "GITLAB_HOST", "GITLAB_TOKEN", "GIT_CONFIG_COUNT", "GIT_CONFIG_PARAMETERS",
-    "GIT_DIR", "GIT_SSH_COMMAND", "ISOHUB_OFFLINE", "NETRC", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "TORCH_HOME",
+    "GIT_DIR", "GIT_SSH_COMMAND", "ISOHUB_DOWNLOAD_HOSTS", "ISOHUB_OFFLINE", "NETRC", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "TORCH_HOME",
     *(f"{kind}_PROXY" for kind in ("ALL", "HTTP", "HTTPS", "NO")), *(f"{kind}_proxy" for kind in ("all", "http", "https", "no")),
 )  # fmt: skip
 
@@ -43,6 +43,14 @@ def _interrupts_interrupt() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="module")
+def loopback_weights() -> Iterator[None]:
+    """Workers of these tests may have downloads from servers on loopback, which are nobody's by default."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ISOHUB_DOWNLOAD_HOSTS", "127.0.0.1:*")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -37,8 +37,10 @@ def test_public_names() -> None:
     assert sorted(isohub.__all__) == [
         "RemoteModule",
         "RemoteObject",
+        "Sandbox",
         "Session",
         "__version__",
+        "doctor",
         "download_url_to_file",
         "errors",
         "fetch",

@@ -25,6 +25,8 @@ from tests.servers.files import FileServer
 from tests.servers.git_repo import GitRepo
 from tests.servers.github import GitHubServer
 
+pytestmark = pytest.mark.usefixtures("loopback_weights")
+
 HUBCONF = '''
 dependencies = ["torch"]
 

@@ -31,9 +31,9 @@ _SETTINGS = (
     "/etc/ssl/certs", "/etc/ssl/openssl.cnf", "/etc/timezone", "/etc/vulkan", "/etc/OpenCL",
 )  # fmt: skip
 _MACHINE = ("/sys/devices/system/cpu", "/sys/devices/system/node", "/sys/kernel/mm/transparent_hugepage")
-# For CUDA, ROCm and their libraries; see nvidia-container-cli and docs.amd.com for what each needs.
+# For CUDA, and ROCm as torch brings it.
 _GPU_READ = (
-    "/etc/nvidia", "/opt/rocm", "/proc/driver/nvidia", "/run/nvidia-persistenced", "/sys/bus/pci", "/sys/class/drm",
+    "/etc/nvidia", "/proc/driver/nvidia", "/run/nvidia-persistenced", "/sys/bus/pci", "/sys/class/drm",
     "/sys/class/kfd", "/sys/devices", "/sys/module/nvidia", "/usr/local/nvidia",
 )  # fmt: skip
 _GPU_DEVICES = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/dri/*", "/dev/kfd", "/dev/dxg")

@@ -2,6 +2,7 @@
 
     host          that name, on ports 80 and 443        download.pytorch.org
     host:port     that name, on that port alone         mirror.example:8443
+    host:*        that name, on every port              127.0.0.1:*
     *.host        every name below it, not itself       *.githubusercontent.com
     address       that very address; brackets for a port of IPv6   10.0.0.7, fd00::7, [fd00::7]:8080
 
@@ -66,6 +67,8 @@ WEIGHT_HOSTS: Tuple[str, ...] = (
     "data.lip6.fr",  # pretrained-models.pytorch
 )
 
+# Stands for every port in an entry.
+_ANY_PORT = 0
 # RFC 1035, 2.3.4: 255 octets on the wire are 253 characters.
 _NAME_LIMIT_CHARS = 253
 # An underscore is in no host name of RFC 1123, but it is in real names of buckets, and means one thing everywhere.
@@ -79,7 +82,8 @@ _DEVIATIONS = frozenset("\u00df\u03c2\u200c\u200d")
 # As `isohub.errors.printable` escapes them.
 _HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _SHOWN_CHARS = 100
-_FORMS = "expected host, host:port, *.host, or an address such as 10.0.0.7, fd00::7 or [fd00::7]:8080"
+_STAR = "a * stands in front of a dot, or for the port, and nowhere else"
+_FORMS = "expected host, host:port, host:*, *.host, or an address such as 10.0.0.7, fd00::7 or [fd00::7]:8080"
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ class _Entry:
     below: bool
 
     def names(self, target: Target) -> bool:
-        if target.port not in (DEFAULT_PORTS if self.port is None else (self.port,)):
+        if self.port != _ANY_PORT and target.port not in (DEFAULT_PORTS if self.port is None else (self.port,)):
             return False
         if self.below:
             return not target.is_address and target.host.endswith("." + self.host)
@@ -228,10 +232,16 @@ def parse_target(authority: str, default_port: Optional[int] = None) -> Union[Ta
 
 def _parse_entry(text: str) -> _Entry:
     below = text.startswith("*.")
-    if not below and "*" in text:
-        raise _problem(text, "a * stands in front of a dot and nowhere else")
     rest = text[2:] if below else text
-    host, port = _split(rest, bare_ipv6=True, written=text)
+    if "*" in (rest[:-2] if rest.endswith(":*") else rest):
+        raise _problem(text, _STAR)
+    if rest.endswith(":*"):
+        host, port = _split(rest[:-2], bare_ipv6=False, written=text)
+        if port is not None:
+            raise _problem(text, "it has two ports")
+        port = _ANY_PORT
+    else:
+        host, port = _split(rest, bare_ipv6=True, written=text)
     if below and Target(host, 1).is_address:
         raise _problem(text, "an address has no names below it")
     if below and "." not in host:
@@ -254,7 +264,7 @@ def _split(text: str, *, bare_ipv6: bool, written: Optional[str] = None) -> Tupl
         if char == "%":
             raise _problem(written, "it holds a percent escape or a zone")
         if char == "*":
-            raise _problem(written, "a * stands in front of a dot and nowhere else")
+            raise _problem(written, _STAR)
     if text.startswith("["):
         inner, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):

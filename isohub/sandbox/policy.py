@@ -59,7 +59,7 @@ class Sandbox:
             download for it may come from these too. ``"open"`` is the caller's own network, for trusted repos.
         downloads: Hosts that torch.hub's download functions may fetch from for it, by the caller and without
             credentials; beside `network` and the server that the repo came from. None: the well-known hosts of
-            weights (`isohub.sandbox.hosts.WEIGHT_HOSTS`).
+            weights (`isohub.sandbox.hosts.WEIGHT_HOSTS`), and what ``ISOHUB_DOWNLOAD_HOSTS`` names.
         read: Files and directories that the worker may read, beside its checkout and the interpreter.
         write: Those that it may change.
         memory: Bytes, or such as ``"8 GiB"``, for the worker and all its processes together. None: nine tenths of

@@ -25,6 +25,8 @@ from tests.servers.files import FileServer
 from tests.servers.git_repo import GitRepo
 from tests.servers.github import Fault, GitHubServer
 
+pytestmark = pytest.mark.usefixtures("loopback_weights")
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -64,7 +64,8 @@ def test_an_entry_names_what_it_says_and_nothing_else(entry, yes, no):
         ("a.*.example", "\\*"),
         ("*a.example", "\\*"),
         ("*.*.example", "\\*"),
-        ("a.example:*", "\\*"),
+        ("a.example:**", "\\*"),
+        ("a.example:8*", "\\*"),
         ("*.com", "top-level"),
         ("*.10.0.0.7", "address"),
         ("*.[fd00::7]", "address"),
@@ -357,3 +358,12 @@ def test_every_address_is_public_or_needs_its_own_number(address, port):
     else:
         entry = f"[{plain}]:{port}" if plain.version == 6 else f"{plain}:{port}"
         assert isinstance(HostPolicy((f"a.example:{port}", entry)).decide_address(target, str(address)), Allowed)
+
+
+def test_a_star_for_the_port_allows_every_port_of_that_host() -> None:
+    policy = HostPolicy(("127.0.0.1:*", "*.a.example:*"))
+    for target in (Target("127.0.0.1", 80), Target("127.0.0.1", 40123), Target("b.a.example", 1)):
+        assert isinstance(policy.decide(target), Allowed)
+    for target in (Target("127.0.0.2", 80), Target("a.example", 1), Target("127.0.0.1.example", 80)):
+        assert isinstance(policy.decide(target), Refused)
+    assert isinstance(policy.decide_address(Target("127.0.0.1", 40123), "127.0.0.1"), Allowed)

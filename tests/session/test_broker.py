@@ -33,6 +33,8 @@ from tests.servers.github import GitHubServer
 from tests.servers.proxy import ProxyServer
 from tests.servers.tls import authority
 
+pytestmark = pytest.mark.usefixtures("loopback_weights")
+
 
 def weights(value: float) -> bytes:
     stream = io.BytesIO()

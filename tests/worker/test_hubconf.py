@@ -92,6 +92,7 @@ def weights():
     thread.join()
 
 
+@pytest.mark.usefixtures("loopback_weights")
 def test_weights_are_kept_and_two_repos_files_of_one_name_never_meet(session, tmp_path, weights):
     url, asked = weights
     for name in ("one", "two"):
