@@ -456,8 +456,6 @@ class Worker:
     def _say(self, given: Given, wish: int) -> None:
         """Tell the worker what came of its wish."""
         try:
-            if not self._channel.quiet():
-                raise ProtocolError("words before the answer to a wish")
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 raise _DeadlinePassed  # a wish after a wish is no way past it either
             body = msgspec.json.encode({"number": self._conversation.number, "wish": wish, **given.message()})

@@ -122,7 +122,7 @@ class Channel:
 
     def close(self) -> None:
         """Close the socket and every descriptor that no frame took; the caller's waits no longer than `discard`."""
-        if self._wait is None or self.quiet():
+        if self._wait is None or self.fileno() < 0 or self.quiet():
             self._close()
         else:
             _soon(self._close)

@@ -660,17 +660,17 @@ def test_c5_a_wish_in_turn_is_answered(liar):
 @pytest.mark.parametrize(
     "lies",
     [
-        frame(WANT) + frame(value(1)),
-        frame(WANT) + frame({**WANT, "wish": 2}),
-        frame(WANT) + b"i",
+        frame(WANT) + frame(READY),
+        frame(WANT) + frame(value(1, number=2)),
+        frame(WANT) + b"iX......",
         frame({**WANT, "number": 0}),
         frame({**WANT, "number": 2}),
         frame({**WANT, "what": "directory"}),
         frame({**WANT, "wish": "1"}),
     ],
-    ids=["value", "wish", "byte", "early", "late", "kind", "number"],
+    ids=["ready", "value", "byte", "early", "late", "kind", "number"],
 )
-def test_c5_words_before_the_answer_to_a_wish_are_refused(liar, lies):
+def test_c5_a_wish_that_is_none_and_words_out_of_turn_after_one_are_refused(liar, lies):
     with pytest.raises(ProtocolError):
         liar.answer(lies)
     assert liar.dead()
@@ -782,12 +782,15 @@ def test_c4_a_frame_that_is_not_whole_in_time_is_not_in_time(liar):
     thread.join(10)
 
 
-def test_c4_a_wish_after_a_wish_ends_with_its_time(liar):
+@pytest.mark.parametrize("patient", [True, False])
+def test_c4_a_wish_after_a_wish_ends_with_its_time(liar, patient):
     liar.link.timeout_s = 0.5
 
     def speak():
-        for wish in range(100_000):
-            if not liar.end.recv(1 << 16):
+        for wish in range(1_000_000):
+            if (patient or wish == 0) and not liar.end.recv(1 << 16):
+                return
+            if not patient and not liar.worker.alive:
                 return
             liar.say(frame({**WANT, "wish": wish}))
 
