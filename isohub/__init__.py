@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from isohub.hub import trust as trust
     from isohub.hub import trusted as trusted
     from isohub.hub import untrust as untrust
+    from isohub.sandbox.policy import Sandbox as Sandbox
     from isohub.session.handles import RemoteModule as RemoteModule
     from isohub.session.handles import RemoteObject as RemoteObject
 
@@ -36,12 +37,14 @@ _HOME = {
         "isohub.hub",
     ),
     **dict.fromkeys(("download_url_to_file", "load_state_dict_from_url"), "isohub.checkpoints"),
+    "Sandbox": "isohub.sandbox.policy",
     **dict.fromkeys(("RemoteModule", "RemoteObject"), "isohub.session.handles"),
 }
 
 __all__ = [
     "RemoteModule",
     "RemoteObject",
+    "Sandbox",
     "Session",
     "__version__",
     "download_url_to_file",

@@ -44,6 +44,7 @@ from isohub.session.supervisor import Worker
 from isohub.wire.channel import ChannelClosed
 from isohub.wire.protocol import HEADER, Event
 from isohub.wire.records import MappingRecord, TupleRecord
+from tests.attacks.liar import PLACEMENT
 
 STARTING, PARCEL, BUILD, INPUT, SMALL, DRIP, FRAMES, CLOSE = (1 << bit for bit in range(8))
 #: What a descriptor may be of; the first three are memory that could be a parcel.
@@ -99,7 +100,7 @@ class Fed(Worker):
         far_status.close()
         silent: Any = (_Silent(), _Silent())
         nothing: Any = _Idle()
-        super().__init__("org/fuzz@0000000", "0" * 40, ours, status, silent, nothing)
+        super().__init__("org/fuzz@0000000", "0" * 40, ours, status, silent, nothing, PLACEMENT)
         self._poll.register(ours.fileno(), select.POLLIN)
         self.far.setblocking(False)
         self.heard = 0
@@ -248,7 +249,8 @@ def _converse(worker: Fed, came: Counter[str]) -> None:
 
 def _greet(worker: Fed) -> None:
     """What `Worker.greet` does once there is a process."""
-    reply = worker._hear()
+    reply, descriptors = worker._hear_frame()
+    worker._take_listener(descriptors)
     if not isinstance(reply, Ready):
         raise Finding(f"{type(reply).__name__} was taken for a greeting")
 

@@ -99,7 +99,7 @@ def seeds() -> dict[str, bytes]:
         + frame({**_WANT, "wish": 2, "what": "repo", "address": "org/repo", "hash_prefix": None})
         + frame(value(1)),
         "ready": preface(STARTING | FRAMES)
-        + frame({**READY, "layers": [["descriptors"], ["landlock"]]})
+        + frame({**READY, "layers": [["descriptors"], ["landlock"]], "details": {"landlock": "why"}})
         + frame(value(1)),
         "ready-twice": preface(FRAMES) + frame(READY) + frame(READY),
     }
