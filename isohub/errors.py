@@ -21,6 +21,7 @@
     ├ WorkerError                     .reference, .commit, .phase
     │  ├ WorkerStartError
     │  ├ WorkerDiedError              .signal_name, .exit_code, .stderr_tail
+    │  │  └ WorkerLimitError          .limit, .allowed, .used: it passed a limit of its sandbox
     │  ├ WorkerTimeoutError           (also TimeoutError)
     │  ├ RemoteError                  the repo's code raised; also the builtin exception it names
     │  └ ValueNotTransferableError    (also TypeError)  a value of the caller's that cannot cross
@@ -64,6 +65,7 @@ __all__ = [
     "ValueNotTransferableError",
     "WorkerDiedError",
     "WorkerError",
+    "WorkerLimitError",
     "WorkerStartError",
     "WorkerTimeoutError",
     "printable",
@@ -298,6 +300,15 @@ class WorkerDiedError(WorkerError):
     signal_name: Optional[str]
     exit_code: Optional[int]
     stderr_tail: Optional[str]
+
+
+class WorkerLimitError(WorkerDiedError):
+    """A worker was killed for passing a limit of its sandbox; `limit` is the field of `isohub.Sandbox`."""
+
+    field_names: ClassVar[Tuple[str, ...]] = ("limit", "allowed", "used")
+    limit: Optional[str]
+    allowed: Optional[float]
+    used: Optional[float]
 
 
 class WorkerTimeoutError(WorkerError, TimeoutError):

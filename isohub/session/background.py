@@ -24,7 +24,7 @@ from collections.abc import Callable
 from isohub.errors import printable
 from isohub.wire.protocol import close_descriptors
 
-__all__ = ["Background", "Output"]
+__all__ = ["Background", "Budget", "Output"]
 
 _READ_BYTES = 1 << 16
 #: A longer line is cut into pieces of this length: a worker that never ends its line must not fill memory.
@@ -34,6 +34,27 @@ _TAIL_LINES = 20
 _BURST_BYTES = 1 << 20
 
 _log = logging.getLogger("isohub.session")
+
+
+class Budget:
+    """How much the streams of one worker may give together.
+
+    Args:
+        limit_bytes: So much.
+        passed: Called once with what was given, in the thread that read it; must take no lock of the stream's.
+    """
+
+    def __init__(self, limit_bytes: int, passed: Callable[[int], None]) -> None:
+        self._limit_bytes = limit_bytes
+        self._passed: Callable[[int], None] | None = passed
+        self._taken = 0
+
+    def take(self, count: int) -> None:
+        """Count some more."""
+        self._taken += count
+        if self._taken > self._limit_bytes and self._passed is not None:
+            passed, self._passed = self._passed, None
+            passed(self._taken)
 
 
 class Output:
@@ -53,6 +74,7 @@ class Output:
         self._rest = b""
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._lock = threading.Lock()
+        self.budget: Budget | None = None
 
     def drain(self, limit_bytes: int = _BURST_BYTES) -> bool:
         """Take what is there, up to a limit; False once the stream has ended. Any thread."""
@@ -69,6 +91,8 @@ class Output:
                     self._take(b"\n" if self._rest else b"")
                     return False
                 taken += len(data)
+                if self.budget is not None:
+                    self.budget.take(len(data))
                 self._take(data)
             return True
 

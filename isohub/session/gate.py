@@ -64,8 +64,9 @@ class ProgramGate:
         if self.trusted:
             return
         whole = "all its commits," if self._pin.validated else "this commit of it,"
+        why = "trust_repo=False trusts nobody" if self._trust_repo is False else "the repo is not trusted"
         raise UntrustedRepoError(
-            f"{what}; the repo is not trusted",
+            f"{what}; {why}",
             hint=f"{instead}; once you have read the code at {self._pin.commit}, trust_repo=True allows it and trusts "
             f"the repo, {whole} from then on (isohub trust ls | rm)",
             repo="/".join(self._identity()),

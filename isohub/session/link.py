@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import queue
+import re
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -36,6 +37,7 @@ from isohub.wire.protocol import MAX_REFERENCES
 if TYPE_CHECKING:
     from isohub.repos.pins import Checkout
     from isohub.session.pool import Pool
+    from isohub.session.replies import Fault
     from isohub.wire.arena import Cargo
 
 __all__ = ["Gate", "Link", "Remote", "Stats", "refuse_pickle", "remote_of"]
@@ -57,6 +59,28 @@ _OPERATION_WORDS = {
     "bool": "telling its truth value",
     "contains": "looking for an item",
 }
+# What the kernel says of a limit or a wall of the sandbox, and which field of the policy moves it.
+_SANDBOX_HINTS = tuple(
+    (re.compile(pattern), hint)
+    for pattern, hint in (
+        (r"MemoryError|can't allocate memory|Cannot allocate memory", "isohub.Sandbox(memory=...) allows more memory"),
+        (r"Errno 28\]|No space left on device", "isohub.Sandbox(disk=...) gives the worker more room of its own"),
+        (r"Errno 27\]", "isohub.Sandbox(file_size=...) allows larger files"),
+        (r"Errno 24\]", "isohub.Sandbox(open_files=...) allows more descriptors"),
+        (r"Errno 11\]|can't start new thread", "isohub.Sandbox(processes=...) allows more processes and threads"),
+        (r"Errno 30\]", "a worker writes to its own directories; isohub.Sandbox(write=[...]) opens others to it"),
+        (
+            r"URLError|Connection(?:Error|RefusedError)|NameResolutionError|gaierror|ProxyError",
+            "a worker has no network but torch.hub's own downloads; isohub.Sandbox(network=[host]) leads to a host",
+        ),
+        (
+            r"(?:Errno 2|Errno 13)\][^\n]*: '/",
+            "a worker sees its checkout and the interpreter; isohub.Sandbox(read=[...]) shows it more",
+        ),
+        (r"Errno 1\] Operation not permitted", "the sandbox refuses this; isohub.Sandbox says what it can allow"),
+    )
+)
+_SEARCHED_CHARS = 10_000
 # Names that an error lists; a hubconf that has more gets the first.
 _MOST_SHOWN = 200
 _SORTS = frozenset({"module", "object", "function"})
@@ -235,6 +259,7 @@ class Link:
                 hint="isohub.Session(max_reply_bytes=...) raises the limit; h.run(fn) sends less",
                 **fields,
             )
+        fields["hint"] = None if isinstance(self.worker.placement.policy, str) else _hint(fault)
         remote_type, message = printable(fault.type, newlines=False), printable(fault.message)
         trace = printable(fault.traceback).rstrip()
         return RemoteError.class_for(fault.bases)(
@@ -360,6 +385,12 @@ class Remote:
                 )
         except psutil.NoSuchProcess:
             raise SessionClosedError(f"the worker of {worker.name} is gone", hint="load it again") from None
+
+
+def _hint(fault: Fault) -> str | None:
+    """What helps where the sandbox is a likely reason. Trust: worker; its words choose among ours."""
+    text = f"{fault.type}: {fault.message}"[:_SEARCHED_CHARS]
+    return next((hint for pattern, hint in _SANDBOX_HINTS if pattern.search(text)), None)
 
 
 def remote_of(value: Any) -> Remote | None:

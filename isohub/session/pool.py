@@ -26,6 +26,7 @@ from isohub.session.background import Background
 from isohub.session.request import Placement
 from isohub.session.spawn import Zygote
 from isohub.session.supervisor import Worker
+from isohub.session.watchdog import Watchdog
 
 __all__ = ["Pool", "WorkerKey"]
 
@@ -68,12 +69,15 @@ class Pool:
 
     def __init__(self) -> None:
         self.background = Background()
+        self._watchdog = Watchdog()
         self._lock = threading.Lock()
         self._entries: dict[WorkerKey, _Entry] = {}
         self._zygotes: dict[tuple[str, bool], Zygote] = {}
         self._closed = False
         # At the latest when nobody can reach the pool any more, or Python ends.
-        self._finalizer = weakref.finalize(self, _end, os.getpid(), self._entries, self._zygotes, self.background)
+        self._finalizer = weakref.finalize(
+            self, _end, os.getpid(), self._entries, self._zygotes, self.background, self._watchdog
+        )
 
     def warm(self, python: str = sys.executable, *, confined: bool = True) -> Zygote:
         """The environment's zygote, started if need be. Returns before it is ready.
@@ -111,7 +115,7 @@ class Pool:
             with entry.starting:
                 if entry.worker is None:
                     zygote = self.warm(key.python, confined=key.placement.policy != NONE)
-                    worker = zygote.spawn(key.name, key.commit, timeout_s, key.placement)
+                    worker = zygote.spawn(key.name, key.commit, timeout_s, key.placement, self._watchdog)
                     with self._lock:
                         entry.worker = worker
                         closed = self._closed
@@ -165,7 +169,11 @@ class Pool:
 
 
 def _end(
-    pid: int, entries: dict[WorkerKey, _Entry], zygotes: dict[tuple[str, bool], Zygote], background: Background
+    pid: int,
+    entries: dict[WorkerKey, _Entry],
+    zygotes: dict[tuple[str, bool], Zygote],
+    background: Background,
+    watchdog: Watchdog,
 ) -> None:
     """End what a pool has started, unless this is a fork of the process that started it."""
     if os.getpid() != pid:
@@ -177,4 +185,5 @@ def _end(
     for zygote in [*zygotes.values()]:
         zygote.close()
     zygotes.clear()
+    watchdog.close()
     background.close()

@@ -27,6 +27,7 @@ from isohub.sandbox.confine import remove_tree
 from isohub.session.background import Background, Output
 from isohub.session.request import Placement, worker_request, worker_variables
 from isohub.session.supervisor import Worker
+from isohub.session.watchdog import Watchdog
 from isohub.wire.channel import ChannelClosed
 from isohub.wire.protocol import close_descriptors
 
@@ -112,7 +113,9 @@ class Zygote:
         """Whether it can still make workers."""
         return self._process.poll() is None
 
-    def spawn(self, name: str, commit: str, timeout_s: float | None, placement: Placement) -> Worker:
+    def spawn(
+        self, name: str, commit: str, timeout_s: float | None, placement: Placement, watchdog: Watchdog
+    ) -> Worker:
         """A new worker, ready to be asked.
 
         Args:
@@ -120,6 +123,7 @@ class Zygote:
             commit: The whole commit.
             timeout_s: Seconds until it must be ready.
             placement: What it is confined to.
+            watchdog: Will look at what it uses.
 
         Raises:
             PolicyError, ConfinementError: It cannot be confined as the policy says.
@@ -156,7 +160,7 @@ class Zygote:
             close_descriptors([out_write, err_write])
         for output in outputs:
             self._background.watch(output)
-        worker = Worker(name, commit, channel, status, outputs, self._background, placement)
+        worker = Worker(name, commit, channel, status, outputs, self._background, placement, watchdog)
         try:
             worker.greet(timeout_s)
         except ChannelClosed as error:

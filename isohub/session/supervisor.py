@@ -40,6 +40,7 @@ from isohub.errors import (
     ValueNotTransferableError,
     WorkerDiedError,
     WorkerError,
+    WorkerLimitError,
     WorkerStartError,
     WorkerTimeoutError,
     printable,
@@ -47,11 +48,12 @@ from isohub.errors import (
 from isohub.repos.http_errors import shown
 from isohub.sandbox.confine import UNCONFINED
 from isohub.sandbox.policy import Confinement
-from isohub.session.background import Background, Output
+from isohub.session.background import Background, Budget, Output
 from isohub.session.broker import Broker, Given
 from isohub.session.proxy import AllowListProxy
 from isohub.session.replies import Answer, Fault, Ready, Reply, Want, read_reply, read_status
 from isohub.session.request import Placement
+from isohub.session.watchdog import Excess, Watchdog
 from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, Claims, copying, open_parcel, unload, viewing
 from isohub.wire.channel import Channel, ChannelClosed, discard
 from isohub.wire.codec import Decoder, Encoder
@@ -123,9 +125,11 @@ class Worker:
     Attributes:
         name: Such as ``org/repo@1a2b3c4``.
         commit: The commit whose code it runs.
-        pid: Its process.
+        pid: Its process, as this process sees it.
+        init_pid: The first process of its pid namespace, which has what it leaves behind; 0 without one.
         confinement: What it is confined by.
         placement: What it was to be confined to.
+        watchdog: Looks at what it uses.
         started: ``time.monotonic()`` of its start.
         handles: The caller's handles to objects in it, by number.
         broker: Brings what it asks for while a question is open; without one all of that is refused.
@@ -140,11 +144,14 @@ class Worker:
         outputs: tuple[Output, Output],
         background: Background,
         placement: Placement,
+        watchdog: Watchdog,
     ) -> None:
         self.name = name
         self.commit = commit
         self.pid = 0
+        self.init_pid = 0
         self.placement = placement
+        self.watchdog = watchdog
         self.confinement = Confinement()
         self._proxy: AllowListProxy | None = None
         self.started = time.monotonic()
@@ -163,6 +170,7 @@ class Worker:
         self._stage = _Stage.IDLE
         self._owner = 0  # the thread whose question is open
         self._phase = ""
+        self._excess: Excess | None = None  # the limit that it passed
         self._abandoned = ""  # what was under way when a caller was interrupted
         self._refusal: IsohubError | None = None  # what the broker could not do, and the caller has to hear
         self._closing = False
@@ -200,6 +208,18 @@ class Worker:
             missing=tuple(reply.layers[1]),
             details=reply.details,
         )
+        if not isinstance(policy, str):
+            budget = Budget(int(policy.output), self._too_much_output)
+            for output in self._outputs:
+                output.budget = budget
+        self.watchdog.watch(self)
+
+    def _too_much_output(self, printed_bytes: int) -> None:
+        policy = self.placement.policy
+        assert not isinstance(policy, str)
+        allowed = int(policy.output)
+        words = f"printed {printed_bytes} bytes, and {allowed} are allowed"
+        self.end_for(Excess("output", allowed, printed_bytes, words))
 
     def _take_listener(self, descriptors: Sequence[int]) -> None:
         """Keep what came with its first word. It says that before any of the repo's code runs."""
@@ -212,13 +232,22 @@ class Worker:
             hosts = None if isinstance(policy, str) else policy.proxy_hosts
             assert hosts is not None
             # Made by the zygote's code before any of the repo's; it listens in the worker's network namespace.
-            self._proxy = AllowListProxy(socket.socket(fileno=descriptors[0]), hosts, who=self.name)
+            try:
+                listener = socket.socket(fileno=descriptors[0])
+            except OSError as error:
+                discard(descriptors)
+                raise ProtocolError("a listener that is no socket") from error
+            try:
+                self._proxy = AllowListProxy(listener, hosts, who=self.name)
+            except (OSError, ValueError) as error:
+                listener.close()
+                raise ProtocolError("a listener that does not listen") from error
 
     def _learn_pid(self) -> None:
         while not self._poll.poll(_milliseconds(self._deadline)):
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 raise _DeadlinePassed
-        data, ancillary, _, _ = self._status.recvmsg(1 << 12, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, _, _ = self._status.recvmsg(1 << 12, socket.CMSG_SPACE(8), socket.MSG_CMSG_CLOEXEC)
         if not data:
             raise ChannelClosed
         status = read_status(data)
@@ -234,6 +263,9 @@ class Worker:
             raise ChannelClosed
         self._pidfd = rights[0]
         self.pid = max(_number_of(self._pidfd), 0) or status.pid
+        if len(rights) > 1:
+            self.init_pid = _number_of(rights[1])
+            os.close(rights[1])
         self._poll.register(self._channel.fileno(), select.POLLIN)
 
     def equip(self, broker: Broker) -> bool:
@@ -289,6 +321,7 @@ class Worker:
             )
         try:
             self._owner, self._phase = threading.get_ident(), question.phase
+            self.watchdog.nudge()
             if self._obituary is not None:
                 raise _again(self._obituary)
             self._deadline = deadline
@@ -578,6 +611,9 @@ class Worker:
                 return self._broke_protocol(ProtocolError("the channel was closed by a worker that lived on"), phase)
         tail = self._tail()
         signal_name, exit_code, how = _status_words(status)
+        excess = self._excess or self._limit_of(signal_name)
+        if excess is not None:
+            return self._passed(excess, phase, tail)
         if phase == "starting" and exit_code == UNCONFINED:
             unconfined = ConfinementError(
                 f"the worker of {self.name} could not be confined: {tail}",
@@ -598,6 +634,43 @@ class Worker:
         )
         self._bury(error)
         return error
+
+    def _limit_of(self, signal_name: str | None) -> Excess | None:
+        """The limit for which the kernel ended it."""
+        policy = self.placement.policy
+        if signal_name != "SIGXCPU" or isinstance(policy, str) or policy.cpu_time_s is None:
+            return None
+        words = f"used the {policy.cpu_time_s:g} s of processor time that are allowed"
+        return Excess("cpu_time_s", policy.cpu_time_s, None, words)
+
+    def _passed(self, excess: Excess, phase: str, tail: str) -> WorkerLimitError:
+        """The error for a worker that was killed for a limit."""
+        error = WorkerLimitError(
+            f"the worker of {self.name} {excess.words}; it was killed while {phase}",
+            hint=f"isohub.Sandbox({excess.limit}=...) allows more",
+            reference=self.name,
+            commit=self.commit,
+            phase=phase,
+            pid=self.pid,
+            signal_name="SIGKILL" if self._excess is not None else "SIGXCPU",
+            stderr_tail=tail,
+            limit=excess.limit,
+            allowed=excess.allowed,
+            used=excess.used,
+        )
+        self._bury(error)
+        return error
+
+    def end_for(self, excess: Excess) -> None:
+        """Kill it for a limit that it passed. Any thread, and under any lock but that of killing."""
+        if self._excess is None:
+            self._excess = excess
+        self.kill()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a question is open."""
+        return self._owner != 0
 
     def _timed_out(self, phase: str, timeout_s: float) -> WorkerTimeoutError:
         self.kill()

@@ -30,7 +30,7 @@ import signal
 import socket
 import sys
 import traceback
-from typing import Any, Dict, Iterator, List, NoReturn, Optional, Tuple
+from typing import Any, Dict, Iterator, List, NoReturn, Optional, Sequence, Tuple
 
 from isohub.sandbox.confine import UNCONFINED, Machine, confine, die_with_parent, remove_tree
 from isohub.worker.keeper import Inits, surround
@@ -188,7 +188,8 @@ class Zygote:
         for descriptor in (channel, stdout, stderr):
             os.close(descriptor)
         pidfd = _pidfd_open(pid)
-        _send(status, {"pid": pid}, pidfd)
+        known = [descriptor for descriptor in (pidfd, init or None) if descriptor is not None]
+        _send(status, {"pid": pid}, known)
         if pidfd is not None:
             os.close(pidfd)
         self._workers[pid] = socket.socket(fileno=status), directory, init
@@ -277,8 +278,8 @@ def _receive(control: socket.socket) -> Tuple[Dict[str, Any], List[int]]:
     return json.loads(data), list(numbers)
 
 
-def _send(end: int, message: Dict[str, Any], descriptor: Optional[int] = None) -> None:
-    rights = [] if descriptor is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
+def _send(end: int, message: Dict[str, Any], descriptors: Sequence[int] = ()) -> None:
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
     status = socket.socket(fileno=os.dup(end))
     try:
         status.sendmsg([json.dumps(message).encode()], rights, socket.MSG_DONTWAIT)

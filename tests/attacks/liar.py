@@ -22,6 +22,7 @@ from isohub.session.handles import make_handle
 from isohub.session.link import Link
 from isohub.session.pool import Pool
 from isohub.session.request import Placement
+from isohub.session.watchdog import Watchdog
 from isohub.wire.protocol import HEADER
 
 COMMIT = "0" * 40
@@ -91,7 +92,9 @@ class Liar:
         for _, write in reads:
             os.close(write)
         outputs = tuple(Output(read, logging.getLogger("isohub.worker.liar"), logging.INFO) for read, _ in reads)
-        self.worker = supervisor.Worker("liar@0000000", COMMIT, channel, status, outputs, self.background, PLACEMENT)  # type: ignore[arg-type]
+        self.worker = supervisor.Worker(
+            "liar@0000000", COMMIT, channel, status, outputs, self.background, PLACEMENT, Watchdog()
+        )  # type: ignore[arg-type]
         self.say(greeting, descriptors)
         try:
             self.worker.greet(10)

@@ -41,6 +41,7 @@ from isohub.session.handles import RemoteModule, RemoteObject, make_handle
 from isohub.session.link import Link
 from isohub.session.replies import Ready
 from isohub.session.supervisor import Worker
+from isohub.session.watchdog import Watchdog
 from isohub.wire.channel import ChannelClosed
 from isohub.wire.protocol import HEADER, Event
 from isohub.wire.records import MappingRecord, TupleRecord
@@ -100,7 +101,7 @@ class Fed(Worker):
         far_status.close()
         silent: Any = (_Silent(), _Silent())
         nothing: Any = _Idle()
-        super().__init__("org/fuzz@0000000", "0" * 40, ours, status, silent, nothing, PLACEMENT)
+        super().__init__("org/fuzz@0000000", "0" * 40, ours, status, silent, nothing, PLACEMENT, Watchdog())
         self._poll.register(ours.fileno(), select.POLLIN)
         self.far.setblocking(False)
         self.heard = 0

@@ -1,0 +1,239 @@
+"""Looks at what each worker uses as a whole, and ends the one that uses more than its policy allows.
+
+The kernel's rlimits count for each process; what several processes, or memory that nothing has mapped, add up to
+is counted here, from ``/proc``. A limit that is passed kills the worker, and whoever waits for it gets
+`WorkerLimitError`.
+
+Rules:
+
+1. One daemon thread a session, from its first confined worker on. While a worker has a question open it looks ten
+   times a second; else every two seconds.
+2. The cheap sum first: resident sizes, which count shared pages for each process. Only where that is too much are
+   pages counted by share (``smaps_rollup``).
+3. What it cannot read is not there: a process that has ended, or another's.
+
+It cannot see memory that is in no mapping and behind no descriptor of the worker's (descriptors in flight, pages that
+a mapping has let go of); SECURITY.md says so. Side: caller. Source: proc(5).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from isohub.errors import printable
+from isohub.session.request import memory_limit_bytes
+
+if TYPE_CHECKING:
+    from isohub.session.supervisor import Worker
+
+__all__ = ["Excess", "Usage", "Watchdog", "measure"]
+
+_BUSY_S = 0.1
+_IDLE_S = 2.0
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+# More than any worker's limit of processes lets it have.
+_MOST_PROCESSES = 65_536
+
+
+@dataclass(frozen=True)
+class Excess:
+    """A limit that was passed.
+
+    Attributes:
+        limit: The policy's field.
+        allowed: Its value.
+        used: What was used when that was seen; None where the kernel ended it.
+        words: What happened, as a clause that follows the worker's name.
+    """
+
+    limit: str
+    allowed: float
+    used: float | None
+    words: str
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a worker and its processes use.
+
+    Attributes:
+        processes: Processes and threads.
+        cpu_s: Processor time so far, of those that have ended too.
+        memory_bytes: Resident memory, each shared page divided among its users where that had to be known, and memory
+            files that are open.
+    """
+
+    processes: int
+    cpu_s: float
+    memory_bytes: int
+
+
+def measure(roots: Iterable[int], exact_above_bytes: int) -> Usage:
+    """What these processes and their descendants use.
+
+    Args:
+        roots: Process numbers.
+        exact_above_bytes: Count pages by share if the plain sum is more than this.
+    """
+    processes, ticks, resident, seen = 0, 0, 0, []
+    for pid in _family(roots):
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:
+            continue
+        # Field 3 of proc(5) is the first after the name.
+        ticks += sum(int(field) for field in fields[11:15])
+        processes += int(fields[17])
+        resident += int(fields[21]) * _PAGE_BYTES
+        seen.append(pid)
+    files = _memory_file_bytes(seen)
+    if resident + files > exact_above_bytes:
+        resident = _shared_out_bytes(seen, files)
+    return Usage(processes, ticks / _TICKS, resident)
+
+
+def _family(roots: Iterable[int]) -> list[int]:
+    """Those processes and all below them."""
+    found: dict[int, None] = {}
+    left = [*roots]
+    while left and len(found) < _MOST_PROCESSES:
+        pid = left.pop()
+        if pid in found:
+            continue
+        found[pid] = None
+        with contextlib.suppress(OSError):
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children") as file:
+                    left.extend(int(child) for child in file.read().split())
+    return [*found]
+
+
+def _memory_file_bytes(pids: Iterable[int]) -> int:
+    """Of memory files (memfd_create(2)) that these have open, each once."""
+    sizes: dict[tuple[int, int], int] = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                place = f"/proc/{pid}/fd/{name}"
+                with contextlib.suppress(OSError):
+                    if os.readlink(place).startswith("/memfd:"):
+                        status = os.stat(place)
+                        if stat.S_ISREG(status.st_mode):
+                            sizes[status.st_dev, status.st_ino] = status.st_blocks * 512
+    return sum(sizes.values())
+
+
+def _shared_out_bytes(pids: Iterable[int], files_bytes: int) -> int:
+    """Each shared page divided among its users; memory files count once, mapped or not."""
+    private, shared = 0, 0
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+                rows = dict(line.split()[:2] for line in file if line.startswith(b"Pss"))
+        except (OSError, ValueError):
+            continue
+        of_files = int(rows.get(b"Pss_Shmem:", 0)) << 10
+        private += (int(rows.get(b"Pss:", 0)) << 10) - of_files
+        shared += of_files
+    return private + max(shared, files_bytes)
+
+
+class Watchdog:
+    """The thread, and the workers that it looks at."""
+
+    def __init__(self) -> None:
+        self._workers: weakref.WeakSet[Worker] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._asleep = False
+
+    def watch(self, worker: Worker) -> None:
+        """Look at this worker from now on, until it ends."""
+        if isinstance(worker.placement.policy, str):
+            return  # "none"
+        with self._lock:
+            self._workers.add(worker)
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(
+                    target=_run, args=(weakref.ref(self),), name="isohub-watchdog", daemon=True
+                )
+                self._thread.start()
+
+    def nudge(self) -> None:
+        """A question is about to be asked: look more often."""
+        if self._asleep:
+            self._wake.set()
+
+    def close(self) -> None:
+        """End the thread."""
+        with self._lock:
+            self._closed = True
+            thread, self._thread = self._thread, None
+        self._wake.set()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def look(self) -> bool:
+        """Look at every worker once; whether one of them is busy."""
+        with self._lock:
+            workers = [worker for worker in self._workers if worker.alive]
+        for worker in workers:
+            excess = _excess(worker)
+            if excess is not None:
+                worker.end_for(excess)
+        return any(worker.busy for worker in workers)
+
+    def pause(self, busy: bool) -> bool:
+        """Wait for the next look; False at the end."""
+        self._asleep = not busy
+        self._wake.wait(_BUSY_S if busy else _IDLE_S)
+        self._wake.clear()
+        self._asleep = False
+        return not self._closed
+
+
+def _run(watchdog: Callable[[], Watchdog | None]) -> None:
+    busy = True
+    while True:
+        watching = watchdog()
+        if watching is None or not watching.pause(busy):
+            return
+        busy = watching.look()
+        del watching
+
+
+def _excess(worker: Worker) -> Excess | None:
+    policy = worker.placement.policy
+    assert not isinstance(policy, str)
+    memory = memory_limit_bytes(policy)
+    used = measure([pid for pid in (worker.pid, worker.init_pid) if pid > 0], memory)
+    if used.memory_bytes > memory:
+        words = f"used {_size(used.memory_bytes)} of memory, and {_size(memory)} are allowed"
+        return Excess("memory", memory, used.memory_bytes, words)
+    if policy.cpu_time_s is not None and used.cpu_s > policy.cpu_time_s:
+        words = f"used {used.cpu_s:.1f} s of processor time, and {policy.cpu_time_s:g} s are allowed"
+        return Excess("cpu_time_s", policy.cpu_time_s, used.cpu_s, words)
+    own = 1 if worker.init_pid > 0 else 0  # its init is ours
+    if used.processes - own > policy.processes:
+        words = f"had {used.processes - own} processes and threads, and {policy.processes} are allowed"
+        return Excess("processes", policy.processes, used.processes - own, words)
+    return None
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024 or unit == "GiB":
+            return printable(f"{number:.4g} {unit}")
+        number /= 1024
+    raise AssertionError
