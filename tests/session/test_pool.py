@@ -109,7 +109,9 @@ def test_a_session_in_many_threads(own, hub):
 
 def test_a_zygote_that_cannot_start_says_why(monkeypatch, tmp_path):
     from isohub.session.background import Background
+    from isohub.session.request import Placement
     from isohub.session.spawn import Zygote
+    from isohub.session.watchdog import Watchdog
 
     background = Background()
     with pytest.raises(errors.WorkerStartError, match="could not be started"):
@@ -120,7 +122,7 @@ def test_a_zygote_that_cannot_start_says_why(monkeypatch, tmp_path):
     started = []
     with pytest.raises(errors.WorkerStartError, match="exit code 3") as caught:
         started.append(Zygote(str(fake), background))
-        started[0].spawn("x", "c" * 40, 20)
+        started[0].spawn("x", "c" * 40, 20, Placement(isohub.Sandbox(), tmp_path), Watchdog())
     assert "no torch here" in str(caught.value)
     for zygote in started:
         zygote.close()

@@ -380,7 +380,7 @@ def test_ten_thousand_calls_leave_nothing(session, hub):
     gc.collect()
     after = open_descriptors(), process.memory_info().rss, remote.num_fds(), remote.memory_info().rss
     print("descriptors, rss, remote descriptors, remote rss:", before, after)
-    assert after[0] <= before[0]
+    assert eventually(lambda: open_descriptors() <= before[0])  # the watchdog has one for a moment
     assert after[2] <= before[2]
     assert after[1] - before[1] < 16 << 20
     assert after[3] - before[3] < 16 << 20
@@ -422,4 +422,4 @@ def test_two_hundred_loads_and_closes_leave_nothing(session, hub):
     assert after[3] <= before[3]
     assert after[4] - before[4] < 16 << 20
     assert len(session.workers()) == workers
-    assert eventually(lambda: len(zygote.children(recursive=True)) == kept)
+    assert eventually(lambda: len(zygote.children(recursive=True)) <= kept)
