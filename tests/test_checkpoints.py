@@ -474,6 +474,26 @@ def test_a_file_that_is_not_there(server: FileServer, place: Path) -> None:
         assert "look at the URL" in (raised.value.hint or "")
 
 
+@pytest.mark.parametrize(
+    ("fault", "hint"),
+    [
+        (Fault(status=429, headers={"Retry-After": "9999"}), "wait"),
+        (Fault(status=403, headers={"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "99999999999"}), "wait"),
+        (Fault(status=300), "look at the URL"),
+        (Fault(reset=0), "check the network and the proxy settings (HTTPS_PROXY)"),
+    ],
+    ids=["429", "403", "300", "reset"],
+)
+def test_a_hint_speaks_of_the_file_and_of_no_commit(server: FileServer, place: Path, fault: Fault, hint: str) -> None:
+    url = server.add("/m.pth", b"content", etag=None)
+    server.fail("/m.pth", fault)
+    for act in (lambda: load_state_dict_from_url(url), lambda: download_url_to_file(url, place / "m")):
+        with pytest.raises(SourceUnavailableError) as raised:
+            act()
+        assert (raised.value.hint or "").startswith(hint)
+        assert "commit" not in str(raised.value)
+
+
 @pytest.mark.filterwarnings("ignore:'torch.load' received a zip")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_torchscript_is_a_program(server: FileServer) -> None:
