@@ -179,6 +179,8 @@ class GitHubSource:
         self, client: HttpClient, remote: HttpRemote, reference: Reference, sha: str, *, skip_validation: bool
     ) -> Pin:
         refs = remote.advertisement.refs
+        if is_full_sha(sha):
+            remote.advertisement.refuse_tag(sha, reference)
         if skip_validation:
             commit = sha if is_full_sha(sha) else self._full_sha(client, refs, reference, sha)
             _log.warning(
@@ -200,6 +202,7 @@ class GitHubSource:
             return Pin(reference, found[0], None)
         else:
             commit = sha
+        remote.advertisement.refuse_tag(sha, reference)
         why = f"commit {commit} is on none of its {len(tips)} branches and tags, and may live only in a fork"
         if found is None and len(tips) > _COMPARE_LIMIT:
             why = f"commit {commit} is on none of the first {_COMPARE_LIMIT} of its {len(tips)} branches and tags"

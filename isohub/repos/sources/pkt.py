@@ -11,11 +11,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 
 from isohub.errors import IntegrityError, SourceUnavailableError, printable
 from isohub.repos.naming import ref_problem
 from isohub.repos.sources.refs import Refs
+
+if TYPE_CHECKING:
+    from isohub.repos.reference import Reference
 
 __all__ = [
     "ADVERTISEMENT_LIMIT_BYTES",
@@ -66,6 +69,22 @@ class Advertisement:
         """Object ids of all of them, each once. Pull requests are not the repository's own."""
         names = [name for name in self.objects if name.startswith(("refs/heads/", "refs/tags/"))]
         return list(dict.fromkeys(self.objects[name] for name in names))
+
+    def refuse_tag(self, sha: str, reference: Reference) -> None:
+        """Say so if a full or short SHA is that of an annotated tag, which `git rev-parse` and `ls-remote` print.
+
+        Raises:
+            RefNotFoundError: It is. The tag can be named; its id is nobody's commit.
+        """
+        for name, tag in self.objects.items():
+            if tag.startswith(sha) and name.startswith("refs/tags/") and self.refs.commits[name] != tag:
+                short = name.removeprefix("refs/tags/")
+                commit = self.refs.commits[name]
+                raise self.refs.not_found(
+                    reference,
+                    f"it is the id of the annotated tag {printable(short, newlines=False)}, which is no commit",
+                    f"name the tag, or the commit that it is of: {commit}",
+                )
 
     def wants(self, commit: str) -> tuple[list[str], int | None]:
         """What to ask for, and to which depth, in order to get a commit."""
