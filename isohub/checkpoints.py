@@ -268,25 +268,37 @@ def _finished(source: _Source, target: Path, hashes: Hashes, *, progress: bool) 
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target.parent))
     with workspace(target.parent) as directory:
         part = directory / "part"
-        if source.path is not None:
-            _copy_local(source.path, part)
-            sha256, _ = hash_file(part)
-            hashes.check(sha256, source.shown)
-        else:
-            with HttpClient(Credentials()) as client, url_hints():
-                sha256 = download(
-                    client,
-                    source.text,
-                    part,
-                    name=target.name,
-                    limit_bytes=WEIGHTS_LIMIT_BYTES,
-                    progress=progress,
-                    hash_prefix=hashes.prefix,
-                ).sha256
-        with part.open("rb") as stream, (directory / "mode").open("x") as ordinary:
-            os.fchmod(stream.fileno(), os.fstat(ordinary.fileno()).st_mode & 0o777)
-            os.fsync(stream.fileno())
+        with _write_errors(target):
+            if source.path is not None:
+                _copy_local(source.path, part)
+                sha256, _ = hash_file(part)
+                hashes.check(sha256, source.shown)
+            else:
+                with HttpClient(Credentials()) as client, url_hints():
+                    sha256 = download(
+                        client,
+                        source.text,
+                        part,
+                        name=target.name,
+                        limit_bytes=WEIGHTS_LIMIT_BYTES,
+                        progress=progress,
+                        hash_prefix=hashes.prefix,
+                    ).sha256
+            with part.open("rb") as stream, (directory / "mode").open("x") as ordinary:
+                os.fchmod(stream.fileno(), os.fstat(ordinary.fileno()).st_mode & 0o777)
+                os.fsync(stream.fileno())
         yield part, sha256
+
+
+@contextmanager
+def _write_errors(target: Path) -> Iterator[None]:
+    """Name the file where the kernel does not: of a full disk it says the number alone."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(target)) from error
 
 
 def _copy_local(path: Path, target: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import logging
@@ -472,6 +473,23 @@ def test_a_file_that_is_not_there(server: FileServer, place: Path) -> None:
             act()
         assert raised.value.status == 404
         assert "look at the URL" in (raised.value.hint or "")
+
+
+def test_a_full_disk_is_named(server: FileServer, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = server.add("/m.pth", NEW)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as write(2) has it, without a name
+
+    monkeypatch.setattr("isohub.repos.transfer._write", full)
+    for act in (
+        lambda: download_url_to_file(url, place / "m"),
+        lambda: load_state_dict_from_url(url, model_dir=place, file_name="m"),
+    ):
+        with pytest.raises(OSError, match="No space left on device") as raised:
+            act()
+        assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(place / "m"))
+    assert list(place.iterdir()) == []
 
 
 @pytest.mark.parametrize(
