@@ -397,6 +397,21 @@ def test_a_damaged_zip_is_not_kept(server: FileServer) -> None:
         assert server.count() == count
 
 
+def test_a_zip_of_something_else_is_not_kept(server: FileServer) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in ("one.txt", "two.txt"):
+            archive.writestr(name, "no weights")
+    url = server.add("/m.pth", buffer.getvalue())
+    for count in (1, 2):
+        with pytest.raises(IntegrityError, match=r"weights_only=True: file in archive is not in a subdir") as raised:
+            load_state_dict_from_url(url)
+        assert "anew" in (raised.value.hint or "")
+        assert server.count() == count
+    server.replace("/m.pth", NEW)
+    assert total(load_state_dict_from_url(url)) == SUM
+
+
 @pytest.mark.parametrize("in_a_directory", [False, True])
 def test_what_another_answer_would_not_mend_is_kept(
     server: FileServer, place: Path, monkeypatch: pytest.MonkeyPatch, in_a_directory: bool
@@ -576,11 +591,19 @@ def test_two_urls_of_one_name_do_not_meet(server: FileServer, place: Path, caplo
         assert total(load_state_dict_from_url(two, model_dir=place)) == 2
     assert server.count() == 4
     assert f"is of {two}, not of {one}" in caplog.text
+    assert len(caplog.messages) == 3  # each is said once
+    caplog.clear()
+    assert total(load_state_dict_from_url(two + "?signature=s3cret", model_dir=place)) == 2
+    (said,) = caplog.messages
+    assert f"is of {two}, not of this query" in said
+    assert "s3cret" not in said
+    assert total(load_state_dict_from_url(two, model_dir=place)) == 2
+    server.forget()
     for _ in range(2):
         assert total(load_state_dict_from_url(one)) == 1
         assert total(load_state_dict_from_url(two)) == 2
         assert total(load_state_dict_from_url(two, model_dir=place)) == 2
-    assert server.count() == 6
+    assert server.count() == 2
     assert names(place) == [".model.pth.isohub", "model.pth"]
 
 
