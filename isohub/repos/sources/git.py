@@ -123,7 +123,10 @@ class CloneSource:
                 return Pin(reference, match.commit, match.name, validated=match.own)
             if not is_sha(ref):
                 raise refs.not_found(reference)
-            found = objects.commits_like(ref)
+            found, tagged = objects.commits_like(ref)
+            if not found and tagged:
+                # Under the tag's id a lockfile or a list of trust would not know the commit.
+                raise refs.names_tag(reference, tagged[0])
             if len(found) > 1:
                 raise refs.ambiguous(ref, found, reference)
             if not found:

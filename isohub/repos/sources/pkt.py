@@ -71,20 +71,14 @@ class Advertisement:
         return list(dict.fromkeys(self.objects[name] for name in names))
 
     def refuse_tag(self, sha: str, reference: Reference) -> None:
-        """Say so if a full or short SHA is that of an annotated tag, which `git rev-parse` and `ls-remote` print.
+        """Refuse a full or short SHA that is an annotated tag's.
 
         Raises:
-            RefNotFoundError: It is. The tag can be named; its id is nobody's commit.
+            RefNotFoundError: It is.
         """
         for name, tag in self.objects.items():
             if tag.startswith(sha) and name.startswith("refs/tags/") and self.refs.commits[name] != tag:
-                short = name.removeprefix("refs/tags/")
-                commit = self.refs.commits[name]
-                raise self.refs.not_found(
-                    reference,
-                    f"it is the id of the annotated tag {printable(short, newlines=False)}, which is no commit",
-                    f"name the tag, or the commit that it is of: {commit}",
-                )
+                raise self.refs.names_tag(reference, self.refs.commits[name], name)
 
     def wants(self, commit: str) -> tuple[list[str], int | None]:
         """What to ask for, and to which depth, in order to get a commit."""
