@@ -451,6 +451,18 @@ def test_a_private_repository_by_a_credential_helper(
     assert [r.headers["Authorization"] for r in github.requests if "/zipball/" in r.path] == ["Bearer s3cret"]
 
 
+def test_a_repository_that_nobody_asks_for_by_name_has_a_hint_of_its_own(
+    github: GitHubServer, repo: GitRepo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    github.token = "s3cret"
+    monkeypatch.setenv("GITHUB_TOKEN", "wrong")
+    for credentials, said in ((Credentials(), "GITHUB_TOKEN"), (Credentials(anonymous=True), "without anybody's")):
+        with pytest.raises(SourceUnavailableError, match="for you") as caught:
+            GitHubSource(credentials).resolve(parse("o/r:v1"))
+        assert said in (caught.value.hint or "")
+        assert ("token" in (caught.value.hint or "")) is (said == "GITHUB_TOKEN")
+
+
 def test_tokens_are_not_sent_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_TOKEN", "s3cret")
     assert set(Credentials().tokens()) == {"https://github.com", "https://api.github.com"}
