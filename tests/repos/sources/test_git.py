@@ -13,6 +13,7 @@ from isohub.repos.measure import measure
 from isohub.repos.pins import Pin
 from isohub.repos.reference import parse
 from isohub.repos.sources import source_for
+from isohub.repos.store import Store
 from tests.servers.git_repo import GitRepo
 from tests.servers.github import Fault, GitHubServer
 
@@ -90,6 +91,20 @@ def test_resolves_shas(repo: GitRepo, url: str) -> None:
             ) as caught:
                 resolve(text)
             assert repo.sha("v2^{commit}") in (caught.value.hint or "")
+
+
+def test_a_full_temporary_directory_is_named_and_not_the_store(
+    repo: GitRepo, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    older = repo.sha("main~2")
+    repo.git("tag", "-d", "v1")  # which has it
+    for text in (f"{url}@{older}", f"{url}@{older[:9]}"):
+        with pytest.raises(SourceUnavailableError, match="gone while it is read: No such file") as caught:
+            Store(tmp_path / "store").resolve(parse(text))
+        assert "TMPDIR" in (caught.value.hint or "")
+        assert "ISOHUB_HOME" not in str(caught.value)
+    assert resolve(f"{url}@main").commit == repo.sha("main")
 
 
 @pytest.mark.parametrize("able", [True, False])
