@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from isohub.checkpoints import download_url_to_file as download_url_to_file
     from isohub.checkpoints import load_state_dict_from_url as load_state_dict_from_url
     from isohub.hub import Session as Session
+    from isohub.hub import doctor as doctor
     from isohub.hub import fetch as fetch
     from isohub.hub import get_dir as get_dir
     from isohub.hub import help as help  # noqa: A004 - torch.hub's name
@@ -25,25 +26,27 @@ if TYPE_CHECKING:
     from isohub.hub import trust as trust
     from isohub.hub import trusted as trusted
     from isohub.hub import untrust as untrust
+    from isohub.sandbox.policy import Sandbox as Sandbox
     from isohub.session.handles import RemoteModule as RemoteModule
     from isohub.session.handles import RemoteObject as RemoteObject
 
 __version__ = "0.1.0"
 
 _HOME = {
-    **dict.fromkeys(
-        ("Session", "fetch", "get_dir", "help", "inspect", "list", "load", "set_dir", "trust", "trusted", "untrust"),
-        "isohub.hub",
-    ),
+    **dict.fromkeys(("Session", "doctor", "fetch", "get_dir", "help", "inspect", "list"), "isohub.hub"),
+    **dict.fromkeys(("load", "set_dir", "trust", "trusted", "untrust"), "isohub.hub"),
     **dict.fromkeys(("download_url_to_file", "load_state_dict_from_url"), "isohub.checkpoints"),
+    "Sandbox": "isohub.sandbox.policy",
     **dict.fromkeys(("RemoteModule", "RemoteObject"), "isohub.session.handles"),
 }
 
 __all__ = [
     "RemoteModule",
     "RemoteObject",
+    "Sandbox",
     "Session",
     "__version__",
+    "doctor",
     "download_url_to_file",
     "errors",
     "fetch",

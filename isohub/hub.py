@@ -33,21 +33,26 @@ from isohub.checking import (
 from isohub.environments.dependencies import missing_error, parse_dependencies, unmet
 from isohub.errors import ConfinementError, EnvironmentBuildError, SessionClosedError, printable
 from isohub.repos.catalog import Catalog, Wanted, is_offline
-from isohub.repos.layout import get_dir, set_dir
+from isohub.repos.disk import make_root
+from isohub.repos.layout import get_dir, set_dir, weights_dir
 from isohub.repos.lockfile import Lockfile
 from isohub.repos.outline import Outline, read_outline
 from isohub.repos.pins import Checkout
 from isohub.repos.reference import Reference, SourceName, parse
 from isohub.repos.trust import Trust, trust_location, trust_target
-from isohub.sandbox.confine import MISSING
+from isohub.sandbox.policy import NONE, Sandbox, checked_sandbox
 
 if TYPE_CHECKING:
+    from isohub.repos.pins import Pin
+    from isohub.session.examination import Diagnosis
+    from isohub.session.gate import ProgramGate
     from isohub.session.link import Link
     from isohub.session.pool import Pool
     from isohub.session.supervisor import Worker
 
 __all__ = [
     "Session",
+    "doctor",
     "fetch",
     "get_dir",
     "help",
@@ -106,6 +111,8 @@ class Session:
         frozen: Add nothing to the lockfile: what it does not name is a `LockMismatchError`.
         submodules: Bring the submodules of every repo, at the commits that its tree names.
         lfs: Bring the files behind every repo's Git LFS pointers.
+        sandbox: What workers may touch, unless `load` says otherwise; None is `Sandbox()`. "none" gives them the
+            caller's own powers, and is for trusted repos alone.
         timeout_s: Seconds that any one question to a worker may take (an import, a build, a call), unless
             `load` says otherwise. None: no limit.
         max_reply_bytes: The most tensor bytes that the answer to one call may hold. State dicts are bounded by
@@ -121,6 +128,7 @@ class Session:
         frozen: bool = False,
         submodules: bool = False,
         lfs: bool = False,
+        sandbox: Sandbox | Literal["none"] | None = None,
         timeout_s: float | None = None,
         max_reply_bytes: int = _MAX_REPLY_BYTES,
     ) -> None:
@@ -136,6 +144,7 @@ class Session:
         self._lockfile = None if lockfile is None else Lockfile(Path(lockfile).expanduser().absolute(), frozen=frozen)
         self._submodules = submodules
         self._lfs = lfs
+        self._sandbox: Sandbox | str = checked_sandbox(sandbox) or Sandbox()
         self._timeout_s = checked_timeout(timeout_s)
         self._max_reply_bytes = checked_bytes(max_reply_bytes)
         self._pool: Pool | None = None
@@ -158,7 +167,7 @@ class Session:
         skip_validation: bool = False,
         returns: Returns = "handle",
         example_inputs: Any = None,
-        sandbox: None = None,
+        sandbox: Sandbox | Literal["none"] | None = None,
         environment: Literal["host"] | None = None,
         device: Any = None,
         seed: int | None = None,
@@ -185,9 +194,11 @@ class Session:
                 "exported_program": the model, opened here; the worker ends.
             example_inputs: A tensor or a tuple of inputs: TorchScript is then traced, else scripted; an exported
                 program needs them.
-            sandbox: Not to be given yet; see SECURITY.md.
+            sandbox: What the worker may touch; None leaves that to the session. "none", and ``network="open"``, are
+                for trusted repos alone.
             environment: "host": this interpreter and its packages.
-            device: Where the worker moves the model after it is built, such as "cuda:0".
+            device: Where the worker moves the model after it is built, such as "cuda:0"; one that is not the CPU
+                lets the worker see the GPUs, as ``Sandbox(gpu=True)`` does.
             seed: Seeds torch, numpy and random in the worker, before hubconf is imported and again before
                 the entrypoint runs. Without it each worker draws its own numbers.
             timeout_s: Seconds that each question to the worker may take, this load's and later calls.
@@ -198,18 +209,14 @@ class Session:
             What `returns` says.
 
         Raises:
-            InvalidReferenceError, FetchError, UntrustedRepoError, MissingDependenciesError, HubconfError,
-            EntrypointNotFoundError, RemoteError, WorkerDiedError, WorkerTimeoutError, ProtocolError.
+            InvalidReferenceError, FetchError, UntrustedRepoError, MissingDependenciesError, PolicyError,
+            ConfinementError, HubconfError, EntrypointNotFoundError, RemoteError, WorkerDiedError, WorkerTimeoutError,
+            ProtocolError.
         """
         check_choice("returns", returns, _RETURNS)
         trust_repo = checked_trust(trust_repo)
         check_name(model)
-        if sandbox is not None:
-            raise ConfinementError(
-                f"sandbox={sandbox!r} was asked for; no layer of it can be applied yet",
-                hint="leave sandbox= out; SECURITY.md says what a worker is confined by",
-                missing=MISSING,
-            )
+        policy = _policy(checked_sandbox(sandbox) or self._sandbox, device)
         if environment not in (None, "host"):
             raise EnvironmentBuildError(f"environment={environment!r} was asked for; expected 'host' or None")
         if returns == "exported_program" and example_inputs is None:
@@ -227,10 +234,10 @@ class Session:
         seed = checked_seed(seed)
         timeout_s = self._timeout_s if timeout_s is None else checked_timeout(timeout_s)
         wanted = Wanted(repo_or_dir, source, force_reload, skip_validation, verbose)
-        with self._lease(wanted, timeout_s, trust_repo, returns) as link:
+        with self._lease(wanted, timeout_s, trust_repo, policy, returns) as link:
             from isohub.session.handles import mark_loaded
 
-            outline = _open(link, bound=self._bound())
+            outline = _open(link, bound=self._bound(policy))
             if entry_kwargs is None:
                 _check_keywords(outline, model, own)
             link.ask("import", seed, phase="importing hubconf.py")
@@ -260,12 +267,12 @@ class Session:
     ) -> builtins.list[str]:
         """Names of a repo's entrypoints. hubconf runs in a worker; see `inspect` for what runs nothing.
 
-        `repo` may also be called ``github``, as torch.hub does. Nothing here needs trust, so `trust_repo` is
-        only checked.
+        `repo` may also be called ``github``, as torch.hub does. Only a worker that is less confined than others needs
+        trust, as in `load`.
         """
-        checked_trust(trust_repo)
+        trust_repo = checked_trust(trust_repo)
         wanted = Wanted(repo, source, force_reload, skip_validation, verbose)
-        names: Any = self._look(wanted, timeout_s, "entrypoints", "listing the entrypoints")
+        names: Any = self._look(wanted, timeout_s, trust_repo, "entrypoints", "listing the entrypoints")
         return [printable(name, newlines=False) for name in names]
 
     @_also_called_github
@@ -283,9 +290,9 @@ class Session:
     ) -> str | None:
         """An entrypoint's docstring, control characters escaped; None if it has none. Parameters as in `list`."""
         check_name(model)
-        checked_trust(trust_repo)
+        trust_repo = checked_trust(trust_repo)
         wanted = Wanted(repo, source, force_reload, skip_validation, verbose)
-        text: Any = self._look(wanted, timeout_s, "help", "reading the docstring", model)
+        text: Any = self._look(wanted, timeout_s, trust_repo, "help", "reading the docstring", model)
         return None if text is None else printable(str(text))
 
     # What torch.hub lacks.
@@ -371,8 +378,10 @@ class Session:
 
     # Parts.
 
-    def _bound(self) -> bool:
-        return self._lockfile is not None or is_offline(self._offline)
+    def _bound(self, policy: Sandbox | str) -> bool:
+        """Whether a worker may download by its caller alone."""
+        without_network = isinstance(policy, Sandbox) and not policy.network
+        return without_network or self._lockfile is not None or is_offline(self._offline)
 
     def _root(self) -> Path:
         return Path(get_dir()) if self._cache_dir is None else self._cache_dir
@@ -389,6 +398,16 @@ class Session:
 
     def _trust(self) -> Trust:
         return Trust(self._root())
+
+    def _weights_of(self, pin: Pin) -> tuple[Path, ...]:
+        """Where the store keeps a repo's weights, for its worker to read; nothing where that cannot be made."""
+        directory = weights_dir(self._root(), (pin.reference.host, pin.reference.owner, pin.reference.repo))
+        try:
+            make_root(self._root())
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return ()
+        return (directory,)
 
     def _open_pool(self) -> Pool:
         from isohub.session.pool import Pool
@@ -410,13 +429,14 @@ class Session:
         self,
         wanted: Wanted,
         timeout_s: float | None,
-        trust_repo: bool | Literal["check"] = "check",
+        trust_repo: bool | Literal["check"],
+        policy: Sandbox | str,
         returns: Returns = "handle",
     ) -> Iterator[Link]:
         """A worker of what is wanted, for the length of the block and as long as there are handles to it."""
         catalog = self._catalog(wanted.source)
         pool = self._open_pool()
-        pool.warm()  # torch is imported there while the code is fetched here
+        pool.warm(confined=policy != NONE)  # torch is imported there while the code is fetched here
         checkout, held = catalog.hold(wanted)
         with ExitStack() as undo:
             if held is not None:
@@ -426,11 +446,14 @@ class Session:
             from isohub.session.handles import make_handle
             from isohub.session.link import Link
             from isohub.session.pool import WorkerKey
+            from isohub.session.request import Placement
 
             gate = ProgramGate(checkout.pin, self._trust(), trust_repo)
             if returns in ("torchscript", "exported_program"):
                 gate.check(returns)
+            _require_trust(gate, policy, checkout)
             offline = is_offline(self._offline)
+            placement = Placement(policy, _root_of(checkout), self._weights_of(checkout.pin))
             broker = Broker(
                 self._root(),
                 checkout.pin,
@@ -438,6 +461,8 @@ class Session:
                 lockfile=self._lockfile,
                 revalidate=wanted.force_reload,
                 held=held,
+                hosts=None if isinstance(policy, str) else policy.download_hosts,
+                granted=policy != NONE and bool(placement.granted),
             )
             status = checkout.path.stat()
             key = WorkerKey(
@@ -445,20 +470,76 @@ class Session:
                 path=str(checkout.path),
                 commit=checkout.commit,
                 place=(status.st_dev, status.st_ino),
+                placement=placement,
                 bound=() if self._lockfile is None else (str(checkout.reference), *checkout.pin.extras),
                 name=checkout.pin.name,
             )
             with pool.lease(key, timeout_s) as worker:
+                _check_confinement(worker, gate)
                 if worker.equip(broker):
                     undo.pop_all()  # the worker's, until it ends
                 yield Link(worker, pool, checkout, gate, make_handle, timeout_s, self._max_reply_bytes, wanted.verbose)
 
-    def _look(self, wanted: Wanted, timeout_s: float | None, op: str, phase: str, *args: Any) -> Any:
+    def _look(
+        self,
+        wanted: Wanted,
+        timeout_s: float | None,
+        trust_repo: bool | Literal["check"],
+        op: str,
+        phase: str,
+        *args: Any,
+    ) -> Any:
         timeout_s = self._timeout_s if timeout_s is None else checked_timeout(timeout_s)
-        with self._lease(wanted, timeout_s) as link:
-            _open(link, bound=self._bound())
+        with self._lease(wanted, timeout_s, trust_repo, self._sandbox) as link:
+            _open(link, bound=self._bound(self._sandbox))
             link.ask("import", None, phase="importing hubconf.py")
             return link.ask(op, *args, phase=phase)
+
+
+def _policy(policy: Sandbox | str, device: Any) -> Sandbox | str:
+    """The same, with the GPUs if the model is to be moved to one."""
+    if isinstance(policy, str) or device is None or str(device).split(":")[0] == "cpu":
+        return policy
+    return replace(policy, gpu=True)
+
+
+def _root_of(checkout: Checkout) -> Path:
+    """The tree that a checkout's directory is in."""
+    parts = [part for part in (checkout.reference.subdirectory or "").split("/") if part not in ("", ".")]
+    return checkout.path.parents[len(parts) - 1] if parts else checkout.path
+
+
+def _require_trust(gate: ProgramGate, policy: Sandbox | str, checkout: Checkout) -> None:
+    """Raise for a policy that gives an untrusted repo more than a confined worker has."""
+    powers = ("all of the caller's powers",) if isinstance(policy, str) else policy.needs_trust
+    if powers:
+        gate.require(f"{checkout.pin.name} would run with {' and '.join(powers)}", "the default sandbox needs no trust")
+
+
+def _check_confinement(worker: Worker, gate: ProgramGate) -> None:
+    """Raise unless a worker has what its policy requires, before it runs a byte of the repo's code."""
+    confinement, policy = worker.confinement, worker.placement.policy
+    lacking = [name for name in confinement.asked if name not in confinement.active]
+    if not lacking or (isinstance(policy, Sandbox) and policy.require == "default" and gate.trusted):
+        return
+    named = "; ".join(f"{name}: {confinement.details.get(name) or 'not applied'}" for name in lacking)
+    raise ConfinementError(
+        f"the worker of {worker.name} would be without {' and '.join(lacking)} ({named})",
+        hint="isohub doctor says what this machine can do; run untrusted code on one that has Landlock and seccomp, or "
+        "in a container or virtual machine of its own",
+        missing=tuple(lacking),
+    )
+
+
+def doctor() -> Diagnosis:
+    """What this machine can give a worker: a process is confined, and tries what a worker must not do.
+
+    Returns:
+        Layers with their details, what was tried, and whether the defaults, and all of it, hold here.
+    """
+    from isohub.session.examination import diagnose
+
+    return diagnose()
 
 
 def _reference(repo: RepoOrDir) -> Reference:

@@ -78,6 +78,19 @@ def eventually(check: Callable[[], bool], within_s: float = 10.0) -> bool:
     return check()
 
 
+def companions(pid: int) -> set[int]:
+    """The processes of a worker's pid namespace, itself included, by their numbers here."""
+    namespace = os.readlink(f"/proc/{pid}/ns/pid")
+    found = set()
+    for name in os.listdir("/proc"):
+        try:
+            if name.isdigit() and os.readlink(f"/proc/{name}/ns/pid") == namespace:
+                found.add(int(name))
+        except OSError:
+            pass  # it has ended
+    return found
+
+
 def gone(pid: int) -> bool:
     """Whether no process of that number lives. A zombie has ended."""
     try:

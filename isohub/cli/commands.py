@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isohub.cli.options import Settings, opened, output_options, pass_settings, repo_options, timeout_option
+from isohub.cli.options import (
+    Settings,
+    opened,
+    output_options,
+    pass_settings,
+    repo_options,
+    sandbox_options,
+    timeout_option,
+)
 from isohub.cli.output import Block, Table
 from isohub.errors import IsohubError
 
@@ -28,6 +36,7 @@ _PARALLEL = 4
 @click.command("list")
 @click.argument("repo")
 @repo_options
+@sandbox_options
 @timeout_option
 @output_options
 @pass_settings
@@ -44,6 +53,7 @@ def list_(settings: Settings, /, repo: str, timeout_s: float | None, **options: 
 @click.argument("repo")
 @click.argument("model")
 @repo_options
+@sandbox_options
 @timeout_option
 @output_options
 @pass_settings

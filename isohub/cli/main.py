@@ -20,6 +20,7 @@ import isohub
 from isohub.cli.cache import cache
 from isohub.cli.commands import fetch, help_, inspect, list_, trust
 from isohub.cli.demo import demo
+from isohub.cli.doctor import doctor
 from isohub.cli.lock import lock
 from isohub.cli.options import Settings, output_options
 from isohub.cli.run import run
@@ -81,7 +82,7 @@ def isohub_group() -> None:
     """Load models as torch.hub does, each repo and commit in a worker process of its own."""
 
 
-for _command in (demo, list_, help_, inspect, fetch, run, lock, trust, cache):
+for _command in (demo, list_, help_, inspect, fetch, run, lock, trust, cache, doctor):
     isohub_group.add_command(_command)
 
 

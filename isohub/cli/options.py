@@ -16,7 +16,7 @@ from isohub.cli.output import Output
 if TYPE_CHECKING:
     from isohub.hub import Session
 
-__all__ = ["Settings", "opened", "output_options", "pass_settings", "repo_options", "timeout_option"]
+__all__ = ["Settings", "opened", "output_options", "pass_settings", "repo_options", "sandbox_options", "timeout_option"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -41,6 +41,7 @@ class Settings:
 
 
 _LOCKFILE = "isohub.lock"
+_REQUIRE_HELP = "Layers without which no worker starts: Landlock and seccomp, or all."
 
 pass_settings = click.make_pass_decorator(Settings, ensure=True)
 
@@ -116,17 +117,47 @@ def timeout_option(command: _F) -> _F:
     )(command)
 
 
+def sandbox_options(command: _F) -> _F:
+    """What the worker may touch, for commands that start one: the fields of `isohub.Sandbox`."""
+    for option in (
+        click.option("--sandbox", type=click.Choice(["none"]), help="Give a trusted repo all of your powers."),
+        click.option("--require", type=click.Choice(["default", "all"]), default="default", help=_REQUIRE_HELP),
+        click.option("--gpu", is_flag=True, help="Let the worker see the GPUs."),
+        click.option("--memory", metavar="SIZE", help="The most memory of the worker, such as 8GiB."),
+        click.option("--write", multiple=True, metavar="PATH", help="What the worker may change."),
+        click.option("--read", multiple=True, metavar="PATH", help="What the worker may read."),
+        click.option("--network", multiple=True, metavar="HOST", help="A host that the worker may reach."),
+    ):
+        command = option(command)
+    return command
+
+
+def _sandbox(options: dict[str, Any]) -> Any:
+    """The policy that `sandbox_options` gave; they are taken out of the options."""
+    from isohub.sandbox.policy import Sandbox
+
+    if "sandbox" not in options:
+        return None
+    fields = {name: options.pop(name) for name in ("network", "read", "write", "memory", "gpu", "require")}
+    level = options.pop("sandbox")
+    policy = Sandbox(**fields)
+    if level is not None and policy != Sandbox():
+        raise click.UsageError("--sandbox none takes every wall away; the other options of the sandbox go without it")
+    return level or policy
+
+
 def opened(options: dict[str, Any], **more: Any) -> Session:
-    """A session with the rules that `repo_options` gave; they are taken out of the options.
+    """A session with the rules that `repo_options` and `sandbox_options` gave; they are taken out of the options.
 
     Args:
-        options: What `repo_options` gave; what is left is for `Session.fetch`.
+        options: What they gave; what is left is for `Session.fetch`.
         **more: More parameters of `Session`.
     """
     from isohub.hub import Session
 
     frozen, lockfile = options.pop("frozen"), options.pop("lockfile")
     return Session(
+        sandbox=_sandbox(options),
         offline=options.pop("offline") or None,
         lockfile=lockfile or (_LOCKFILE if frozen else None),
         frozen=frozen,

@@ -11,7 +11,15 @@ from typing import Any
 import click
 
 from isohub.cli.inputs import make_inputs, parse_input, parse_keywords, parse_value
-from isohub.cli.options import Settings, opened, output_options, pass_settings, repo_options, timeout_option
+from isohub.cli.options import (
+    Settings,
+    opened,
+    output_options,
+    pass_settings,
+    repo_options,
+    sandbox_options,
+    timeout_option,
+)
 from isohub.cli.summary import lines, summarise
 from isohub.errors import IsohubError
 
@@ -44,6 +52,7 @@ Without --input and --method the model is built and not called.
 @click.option("--eval", "evaluation", is_flag=True, help="Set evaluation mode before the call.")
 @click.option("--seed", type=click.IntRange(0), metavar="N", help="Seeds the worker and the random inputs.")
 @repo_options
+@sandbox_options
 @timeout_option
 @output_options
 @pass_settings

@@ -10,7 +10,6 @@ Source: RFC 9110 (status codes, Retry-After in 10.2.3, redirects in 15.4), RFC 7
 
 from __future__ import annotations
 
-import http.client
 import random
 import threading
 from contextlib import ExitStack
@@ -18,13 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from isohub.errors import SourceUnavailableError, printable
 from isohub.repos.cancellation import ends_by
+from isohub.repos.connections import Adapter, Border
 from isohub.repos.http_errors import (
     TryAgain,
     authorities,
@@ -57,95 +54,28 @@ BACKOFF_S = 0.5
 WAIT_LIMIT_S = 10.0
 _REDIRECTS = 5  # curl's and Go's default is 10; GitHub needs 2
 _CHUNK_BYTES = 1 << 16
-# curl's MAX_HTTP_RESP_HEADER_SIZE. http.client bounds the lines of one answer, and not how many "100 Continue"
-# come before it.
-_HEAD_LIMIT_BYTES = 300 << 10
 _OK = frozenset({200})
 # One layer that zlib undoes, which grows at most a thousandfold: a chunk of it fits into memory.
 _CODINGS = frozenset({"", "identity", "gzip", "x-gzip", "deflate"})
 
 
-class _Head:
-    """The lines before a body, which end at some time."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._left_bytes = _HEAD_LIMIT_BYTES
-
-    def readline(self, limit: int = -1, /) -> bytes:
-        line: bytes = self._file.readline(limit)
-        self._left_bytes -= len(line)
-        if self._left_bytes < 0:
-            raise http.client.HTTPException(f"more than {_HEAD_LIMIT_BYTES} bytes before a body")
-        return line
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class _Response(http.client.HTTPResponse):
-    def begin(self) -> None:
-        file = self.fp
-        head: Any = _Head(file)
-        self.fp = head
-        try:
-            super().begin()
-        finally:
-            if self.fp is head:  # else it was closed
-                self.fp = file
-
-    def _safe_read(self, amt: int) -> bytes:
-        # urllib3 takes a chunk's size from here on, with its sign.
-        if amt < 0:
-            raise http.client.HTTPException("a chunk has a size below zero")
-        data: bytes = super()._safe_read(amt)  # type: ignore[misc]  # not in typeshed
-        return data
-
-
-class _Connection(HTTPConnection):
-    response_class = _Response
-
-
-class _TlsConnection(HTTPSConnection):
-    response_class = _Response
-
-
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TlsPool(HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
-
-
-class _Adapter(HTTPAdapter):
-    """requests' own, over connections that bound what comes before a body."""
-
-    def init_poolmanager(self, *args: Any, **options: Any) -> None:
-        super().init_poolmanager(*args, **options)
-        self.poolmanager.pool_classes_by_scheme = _POOLS
-
-    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
-        manager = super().proxy_manager_for(proxy, **options)
-        if not proxy.lower().startswith("socks"):  # whose pools have connections of their own
-            manager.pool_classes_by_scheme = _POOLS
-        return manager
-
-
-_POOLS = {"http": _Pool, "https": _TlsPool}
-
-
 class _Session(requests.Session):
     """`requests.Session` that is stricter about redirects and about what comes before a body."""
 
-    def __init__(self) -> None:
+    def __init__(self, border: Border | None) -> None:
         super().__init__()
+        self._border = border
         self.max_redirects = _REDIRECTS
         self.headers["User-Agent"] = "isohub"
         self.headers["Accept-Encoding"] = "gzip, deflate"
         self.hooks["response"].append(_bound_redirect)
         for scheme in ("http://", "https://"):
-            self.mount(scheme, _Adapter())
+            self.mount(scheme, Adapter(border))
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        if self._border is not None:  # each redirect comes through here too
+            self._border.check(request.url or "")
+        return super().send(request, **options)
 
     def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
         # requests keeps the header on some changes of port and scheme; here any change drops it,
@@ -178,15 +108,16 @@ class HttpClient:
 
     Args:
         credentials: Whom to ask as.
+        border: Which servers may be asked, where a URL is not the caller's own word; None is all.
     """
 
-    def __init__(self, credentials: Credentials) -> None:
+    def __init__(self, credentials: Credentials, border: Border | None = None) -> None:
         self._credentials = credentials
         self._tokens = credentials.tokens()
         self._logins: dict[str, Login | None] = {}  # by origin: what helpers gave, each asked once
         self._named: set[str] = set()  # origins that the caller named
         self._redirected_to: set[str] = set()  # origins that only a redirect named
-        self._session = _Session()
+        self._session = _Session(border)
         self._aborted = threading.Event()
         self._open = ExitStack()
         self._response: requests.Response | None = None

@@ -60,6 +60,7 @@ from isohub.repos.weights_url import ENTRY_RECORD, Hashes, parse_weights_url, ur
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from isohub.repos.connections import Border
     from isohub.repos.credentials import Credentials
     from isohub.repos.weights_entry import Scope
     from isohub.repos.weights_url import WeightsUrl
@@ -81,11 +82,13 @@ class Weights:
     Args:
         root: The store's directory.
         offline: Ask no server: what is not here is an `OfflineError`.
+        border: Which servers may be asked; None is all. What is here is not held against it.
     """
 
-    def __init__(self, root: Path, *, offline: bool = False) -> None:
+    def __init__(self, root: Path, *, offline: bool = False, border: Border | None = None) -> None:
         self.root = Path(root).expanduser().absolute()
         self.offline = offline
+        self._border = border
         self._blobs = Blobs(self.root)
         self._partial = partial_dir(self.root)
 
@@ -292,7 +295,7 @@ class Weights:
         part = self._partial / f"{address.key}.part"
         with (
             self._known(address, scope, hashes, here) as known,
-            HttpClient(credentials) as client,
+            HttpClient(credentials, self._border) as client,
             url_hints(),
         ):
             done = download(

@@ -1,36 +1,47 @@
 """What is taken from a worker before it runs a byte of a repo's code, in order.
 
-This is the seam where Landlock, seccomp and namespaces go. Until they are here, `MISSING` names them in
-every report: a worker has an environment, descriptors and directories of its own and cannot outlive its
-zygote, but it may still read what its user may read and open sockets. SECURITY.md says the same.
+1. Descriptors, environment and directories; then namespaces and mounts, which need capabilities; then limits;
+   then capabilities, Landlock and the filter, after which none of this can be done any more.
+2. A `Machine` says what there is to apply. What there is and cannot be applied is an error, and the worker ends:
+   no layer is lost on the way. What there is not is named in what the worker says first; its caller decides.
+3. It runs in a fork of one thread, before any other thread and any foreign byte.
 
-Side: worker, in the fork, before any thread. Source: prctl(2), setrlimit(2), close_range(2).
+Side: worker; `Machine.look` in its zygote. Source: prctl(2), setrlimit(2), and what `landlock`, `seccomp` and
+`namespaces` name. The order is that of mounts before Landlock (which refuses them: EPERM) and of everything before
+seccomp.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import resource
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
-from typing import Dict, List, Mapping, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+from isohub.sandbox import landlock, namespaces, seccomp
+from isohub.sandbox.grants import interpreter_rules, is_below, worker_rules
+from isohub.sandbox.kernel import ARCHITECTURES, architecture, drop_capabilities, prctl
+from isohub.sandbox.landlock import Rule
+from isohub.sandbox.limits import apply_limits
+from isohub.sandbox.policy import NAMESPACES
 
 __all__ = [
-    "LAYERS",
-    "MISSING",
+    "BASE_LAYERS",
     "PASSED_VARIABLES",
-    "Layers",
+    "UNCONFINED",
+    "Confined",
+    "Machine",
     "close_all_but",
     "confine",
     "die_with_parent",
     "remove_tree",
 ]
 
-#: Names of what `confine` applies, in order.
-LAYERS: Tuple[str, ...] = (
+#: What every worker has, on every machine, with every policy.
+BASE_LAYERS: Tuple[str, ...] = (
     "descriptors",
     "environment",
     "private home, tmp and cwd",
@@ -38,8 +49,9 @@ LAYERS: Tuple[str, ...] = (
     "no core dumps",
     "dies with its caller",
 )
-#: What DESIGN asks for and no worker has yet.
-MISSING: Tuple[str, ...] = ("landlock", "seccomp", "namespaces", "limits")
+
+#: The exit code of a worker that could not be confined: EX_OSERR of sysexits.h.
+UNCONFINED = 71
 
 #: The only variables of the caller's that a worker sees: locale, time zone, threads, processor and GPU choice.
 PASSED_VARIABLES: Tuple[str, ...] = (
@@ -50,27 +62,73 @@ PASSED_VARIABLES: Tuple[str, ...] = (
 )  # fmt: skip
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
+_OWN_PROC = (
+    "/proc/cpuinfo", "/proc/filesystems", "/proc/loadavg", "/proc/meminfo", "/proc/stat", "/proc/sys/kernel",
+    "/proc/sys/vm", "/proc/uptime", "/proc/version",
+)  # fmt: skip
 
 
-class Layers(NamedTuple):
-    """What a worker got and did not get, in words."""
+class Machine(NamedTuple):
+    """What a zygote found that its workers can be given.
+
+    Attributes:
+        name: As ``uname -m`` has it.
+        landlock: The ABI; 0 for none.
+        seccomp: Whether filters can be installed.
+        namespaces: None where there are all of them; else why not.
+        rules: What every worker of this interpreter may read.
+    """
+
+    name: str
+    landlock: int
+    seccomp: bool
+    namespaces: Optional[str]
+    rules: Tuple[Rule, ...]
+
+    @classmethod
+    def look(cls, package: str, no_namespaces: Optional[str]) -> Machine:
+        """Ask this machine.
+
+        Args:
+            package: isohub's own directory.
+            no_namespaces: Why there are none; None if this process is in a user namespace of its own.
+        """
+        name = architecture()
+        known = name in ARCHITECTURES
+        return cls(
+            name=name,
+            landlock=landlock.abi() if known else 0,
+            seccomp=known and seccomp.is_available(name),
+            namespaces=no_namespaces,
+            rules=tuple(interpreter_rules(package)),
+        )
+
+
+class Confined(NamedTuple):
+    """What a worker got.
+
+    Attributes:
+        active: Layers by name.
+        missing: Those that it did not get.
+        details: What each consists of, or why it is missing.
+        listener: Where connections to the caller's proxy are made to; None without one.
+    """
 
     active: Tuple[str, ...]
     missing: Tuple[str, ...]
-
-
-def _prctl(option: int, value: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    zero = ctypes.c_ulong(0)
-    if libc.prctl(option, ctypes.c_ulong(value), zero, zero, zero) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"prctl({option}): {os.strerror(number)}")
+    details: Dict[str, str]
+    listener: Optional[socket.socket] = None
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends; end now if it has ended already."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Have the kernel kill this process when its parent ends; end now if it has ended already.
+
+    Args:
+        parent: Its process number as this process sees it: 0 if it is outside of this pid namespace.
+    """
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(0)
 
@@ -88,11 +146,7 @@ def close_all_but(keep: Sequence[int]) -> None:
 
 def _close_range(low: int, high: int) -> None:
     """Close low <= descriptor < high, by what there is rather than by what there may be."""
-    try:
-        present: List[int] = [int(name) for name in os.listdir("/proc/self/fd")]
-    except OSError:
-        present = list(range(low, min(high, resource.getrlimit(resource.RLIMIT_NOFILE)[0])))
-    for descriptor in present:
+    for descriptor in [int(name) for name in os.listdir("/proc/self/fd")]:
         if low <= descriptor < high:
             try:
                 os.close(descriptor)
@@ -116,13 +170,23 @@ def remove_tree(directory: str) -> None:
         subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
 
-def confine(directory: str, variables: Mapping[str, str], keep: Sequence[int]) -> Layers:
-    """Apply every layer there is.
+def confine(
+    machine: Machine,
+    wanted: Mapping[str, Any],
+    directory: str,
+    variables: Mapping[str, str],
+    keep: Sequence[int],
+    parent: int,
+) -> Confined:
+    """Apply every layer that there is and that the policy wants.
 
     Args:
-        directory: The worker's own; ``home``, ``tmp`` and ``cwd`` are made in it.
-        variables: The whole environment, less the directories that are the worker's own. Trust: caller.
+        machine: What there is.
+        wanted: The caller's request: `isohub.session.request.sandbox_request`.
+        directory: The worker's own; ``home``, ``tmp`` and ``cwd`` are made in it, and below it ``root``.
+        variables: The whole environment, less the directories that are the worker's own.
         keep: Descriptors that stay open.
+        parent: As `die_with_parent` has it.
 
     Returns:
         What is active and what is missing.
@@ -131,18 +195,113 @@ def confine(directory: str, variables: Mapping[str, str], keep: Sequence[int]) -
         OSError: A layer cannot be applied; the worker must not go on.
     """
     close_all_but(keep)
+    active, details = [*BASE_LAYERS], {}
+    listener: Optional[socket.socket] = None
+    layered = wanted["level"] != "none"
+    namespaced = layered and machine.namespaces is None
     places: Dict[str, str] = {name: os.path.join(directory, name) for name in ("home", "tmp", "cwd")}
+    private = [*places.values()]
+    rules: List[Rule] = []
+    if layered:
+        rules = worker_rules(machine.rules, wanted, private)
+    if namespaced:
+        listener = _enter_namespaces(machine, wanted, directory, [rule for rule in rules if rule.path not in private])
+        rules += [Rule(namespaces.SHARED_MEMORY, "write"), Rule("/", "list")]  # the names of what the tree has
     for place in places.values():
         os.mkdir(place, 0o700)
+    _set_environment(variables, places, listener)
+    os.chdir(places["cwd"])
+    os.umask(0o077)
+    if namespaced:
+        namespaces.become_own_user()
+        active.append("namespaces")
+        details["namespaces"] = _namespace_words(wanted)
+    die_with_parent(parent)
+    if layered:
+        details["limits"] = apply_limits(wanted, namespaced)
+        active.append("limits")
+        prctl(_PR_SET_DUMPABLE, 0)
+        drop_capabilities()
+    prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    if layered and machine.landlock:
+        rules += _proc_rules(namespaced)
+        ports = [] if listener is None else [listener.getsockname()[1]]
+        landlock.restrict(machine.landlock, _fewest(rules), None if wanted["network"] == "open" else ports)
+        active.append("landlock")
+        details["landlock"] = f"ABI {machine.landlock}"
+    if layered and machine.seccomp:
+        traits = seccomp.Traits(private=namespaced, scoped=machine.landlock >= 6, network=wanted["network"])
+        seccomp.install(machine.name, traits, os.getpid())
+        active.append("seccomp")
+    return Confined(tuple(active), *_missing(machine, layered, active, details), listener)
+
+
+def _missing(
+    machine: Machine, layered: bool, active: Sequence[str], details: Dict[str, str]
+) -> Tuple[Tuple[str, ...], Dict[str, str]]:
+    missing = tuple(name for name in ("landlock", "seccomp", "namespaces", "limits") if name not in active)
+    reasons = {
+        "landlock": "the kernel has none, or it is switched off",
+        "seccomp": "the kernel has no filters",
+        "namespaces": machine.namespaces or "",
+    }
+    for name in missing:
+        if not layered:
+            details[name] = "sandbox='none'"
+        elif machine.name not in ARCHITECTURES and name in ("landlock", "seccomp"):
+            details[name] = f"{machine.name} is not supported; {' and '.join(ARCHITECTURES)} are"
+        else:
+            details[name] = reasons[name]
+    return missing, details
+
+
+def _enter_namespaces(
+    machine: Machine, wanted: Mapping[str, Any], directory: str, rules: Sequence[Rule]
+) -> Optional[socket.socket]:
+    namespaces.leave_host(network=wanted["network"] == "open")
+    tree = namespaces.Tree(os.path.join(os.path.dirname(directory), "root"), machine.name)
+    tree.bind([*rules, Rule(wanted["checkout"], "read")])
+    tree.own(directory, wanted["disk"])
+    tree.hide(os.path.join(os.path.realpath(wanted["checkout"]), ".git"))
+    tree.pivot()
+    return namespaces.listen_on_loopback() if wanted["network"] == "proxy" else None
+
+
+def _namespace_words(wanted: Mapping[str, Any]) -> str:
+    return ", ".join(name for name in NAMESPACES if name != "net" or wanted["network"] != "open")
+
+
+def _set_environment(
+    variables: Mapping[str, str], places: Mapping[str, str], listener: Optional[socket.socket]
+) -> None:
     os.environ.clear()
     os.environ.update(variables)
     cache = os.path.join(places["home"], ".cache")
     os.environ.update(
         HOME=places["home"], TMPDIR=places["tmp"], XDG_CACHE_HOME=cache, TORCH_HOME=os.path.join(cache, "torch")
     )
+    if listener is not None:
+        proxy = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            os.environ[name] = os.environ[name.lower()] = proxy
+        os.environ["NO_PROXY"] = os.environ["no_proxy"] = ""
     tempfile.tempdir = None
-    os.chdir(places["cwd"])
-    os.umask(0o077)
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    return Layers(LAYERS, MISSING)
+
+
+def _proc_rules(namespaced: bool) -> List[Rule]:
+    if namespaced:
+        return [Rule("/proc", "read")]  # this pid namespace's own
+    # The system's: of processes no other than this one.
+    return [Rule(f"/proc/{os.getpid()}", "read"), *[Rule(path, "read") for path in _OWN_PROC if os.path.exists(path)]]
+
+
+def _fewest(rules: Sequence[Rule]) -> List[Rule]:
+    """The same, less what is below another one that gives as much."""
+    whole = {os.path.realpath(rule.path) for rule in rules if rule.kind == "read"}
+    kept: Dict[Rule, None] = {}
+    for rule in rules:
+        real = os.path.realpath(rule.path)
+        if rule.kind in ("read", "list") and any(real != path and is_below(real, path) for path in whole):
+            continue
+        kept[Rule(real, rule.kind)] = None
+    return list(kept)

@@ -4,14 +4,19 @@ Rules:
 
 1. Nobody's credentials go along: an address that a repo names must not fetch what only the user may see. A
    repository for a nested ``torch.hub.load`` is one that was told to somebody without credentials.
-2. A file is kept under (repo, URL) and handed over as a descriptor to copy from, and if it is large as the path of
-   its content; a repository as an archive in a descriptor.
-3. What a lockfile names must be what comes. A difference is the caller's to hear, whatever the repo makes of it.
-4. What cannot be brought is an answer like any other; the worker raises what torch.hub would.
-5. It works in a thread of its own. Whoever waits goes with the question's time, the worker's end or Ctrl-C: a
+2. A file is asked for where the policy names its host, at every redirect, and at addresses that a public host has;
+   what is in the store already is given out on the same terms. See `isohub.session.network`. Where the caller's
+   environment names a proxy (HTTPS_PROXY), names are checked all the same and addresses are the proxy's to judge.
+3. A file is kept under (repo, URL). A confined worker may read its repo's directory of weights, and is told the path
+   and which file that is, so that it gets no descriptor by which a file of the store could be changed. Others get
+   one to copy from, and if the file is large the path of its content. A repository is an archive in a descriptor.
+4. What a lockfile names must be what comes. A difference is the caller's to hear, whatever the repo makes of it.
+5. What cannot be brought is an answer like any other; the worker raises what torch.hub would.
+6. It works in a thread of its own. Whoever waits goes with the question's time, the worker's end or Ctrl-C: a
    server that drips bytes holds nobody. What came stays to be resumed.
 
-Refuses: addresses that are not of the web, directories and clones of this machine.
+Refuses: hosts that the policy does not name, addresses that are not of the web, directories and clones of this
+machine. The policy is of files; a nested repository comes from the GitHub server alone.
 Side: caller. Trust: every wish is the worker's.
 """
 
@@ -27,11 +32,15 @@ from typing import TYPE_CHECKING, Any
 
 from isohub.errors import IntegrityError, IsohubError, LockMismatchError, SourceUnavailableError, printable
 from isohub.repos.cancellation import Cancellation
+from isohub.repos.connections import as_asked
 from isohub.repos.credentials import Credentials
 from isohub.repos.reference import parse
 from isohub.repos.store import Store
 from isohub.repos.weights import Weights
+from isohub.repos.weights_url import parse_weights_url
+from isohub.sandbox.hosts import WEIGHT_HOSTS, HostPolicy
 from isohub.session.errand import Errand
+from isohub.session.network import NetworkBorder
 
 if TYPE_CHECKING:
     from isohub.repos.lockfile import Lockfile
@@ -43,8 +52,11 @@ __all__ = ["Broker", "Given"]
 
 # A copy of so much takes about half a second, and harms nobody who writes to it; more is a link to the store.
 _LINKED_BYTES = 1 << 30
+# A confined worker's copies are in memory, and count to its disk.
+_LINKED_BYTES_CONFINED = 64 << 20
 # RFC 9110, section 4.1, asks for 8000 octets of URL.
 _ADDRESS_LIMIT_CHARS = 8192
+_WELL_KNOWN = HostPolicy(WEIGHT_HOSTS)
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,9 @@ class Given:
 
     Attributes:
         name: For a repository's directory.
-        path: Of a file that is too large to be copied without need; else None.
+        path: Of a file that is to be opened, or is too large to be copied without need; else None.
+        file: Device and inode of what must be there, for a worker that is to open it; else None.
+        linked: Whether the worker makes a link to it, and no copy.
         descriptor: Of the file, or of the repository's archive; `drop` closes it.
         error: What the worker raises instead.
         refusal: What the caller has to hear, once the worker has answered.
@@ -61,6 +75,8 @@ class Given:
 
     name: str | None = None
     path: Path | None = None
+    file: tuple[int, int] | None = None
+    linked: bool = False
     descriptor: int | None = None
     error: dict[str, Any] | None = None
     refusal: IsohubError | None = None
@@ -68,7 +84,7 @@ class Given:
     def message(self) -> dict[str, Any]:
         """The fields of a ``give``. A path is bytes, in hexadecimal: it need not be text."""
         path = None if self.path is None else os.fsencode(self.path).hex()
-        return {"name": self.name, "path": path, "error": self.error}
+        return {"name": self.name, "path": path, "file": self.file, "linked": self.linked, "error": self.error}
 
     def drop(self) -> None:
         """Close the descriptor."""
@@ -105,7 +121,10 @@ class Broker:
         offline: Bring only what is in the store.
         lockfile: What weights have to be.
         revalidate: Ask the servers again for what is in the store.
+        hosts: Where files may come from, besides the server that the repo itself came from; None for a worker that
+            has the caller's own network.
         held: A descriptor that says that the checkout is in use; the broker's from here on.
+        granted: Whether the worker may read its repo's directory of weights itself.
     """
 
     def __init__(
@@ -116,7 +135,9 @@ class Broker:
         offline: bool,
         lockfile: Lockfile | None,
         revalidate: bool = False,
+        hosts: HostPolicy | None = _WELL_KNOWN,
         held: int | None = None,
+        granted: bool = False,
     ) -> None:
         self._root = root
         self._pin = pin
@@ -124,6 +145,8 @@ class Broker:
         self._offline = offline
         self._lockfile = lockfile
         self.revalidate = revalidate
+        self._granted = granted
+        self._border = None if hosts is None else NetworkBorder(hosts, who=pin.name, own=pin.reference.location)
         self._held = [] if held is None else [held]
         self._kept: set[str] = set()  # contents that this worker has links to
         self._lock = threading.Lock()
@@ -160,7 +183,9 @@ class Broker:
     def _file(self, want: Want, *, verbose: bool) -> Given:
         lock, reference, extras = self._lockfile, self._pin.reference, self._pin.extras
         locked = None if lock is None else lock.weights(reference, extras, want.address)
-        weights = Weights(self._root, offline=self._offline)
+        weights = Weights(self._root, offline=self._offline, border=self._border)
+        if self._border is not None:
+            self._border.check(as_asked(parse_weights_url(want.address).text))
         with weights.held(self._scope):
             try:
                 found = weights.fetch(
@@ -179,6 +204,10 @@ class Broker:
             if lock is not None:
                 found = weights.measured(found)  # what is there now, whatever its entry says
                 lock.check_weights(reference, extras, want.address, found.sha256, found.bytes)
+            if self._granted:
+                status = found.path.stat()
+                linked = found.bytes >= _LINKED_BYTES_CONFINED
+                return Given(path=found.path, file=(status.st_dev, status.st_ino), linked=linked)
             descriptor = os.open(found.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             if found.bytes < _LINKED_BYTES:
                 return Given(descriptor=descriptor)
@@ -187,7 +216,7 @@ class Broker:
             except BaseException:
                 os.close(descriptor)
                 raise
-            return Given(descriptor=descriptor, path=found.blob)
+            return Given(descriptor=descriptor, path=found.blob, linked=True)
 
     def _repo(self, want: Want, *, verbose: bool) -> Given:
         store, lock = Store(self._root, offline=self._offline, credentials=Credentials(anonymous=True)), self._lockfile

@@ -1,4 +1,4 @@
-"""The one place that opens a program of a worker's in this process, and asks for trust first.
+"""What asks for trust: opening a worker's program in this process, and a worker that is less confined than others.
 
 Side: caller. Source: torch's SECURITY.md, "models are programs"; ``torch.jit.load`` alone wrote a file by
 ``aten::from_file``, and ``torch.export.load`` of a crafted archive executed code (torch 2.13, both seen).
@@ -25,7 +25,7 @@ _FORMS = {"torchscript": "TorchScript", "exported_program": "an ExportedProgram"
 
 
 class ProgramGate:
-    """Opens programs of one repo, if it is trusted.
+    """Says whether one repo is trusted, and opens its programs if it is.
 
     Args:
         pin: Whose programs.
@@ -38,25 +38,42 @@ class ProgramGate:
         self._trust = trust
         self._trust_repo = trust_repo
 
+    @property
+    def trusted(self) -> bool:
+        """Whether it is."""
+        if self._trust_repo == "check":
+            # Anybody may open a pull request: trust in a repo is in what was shown to be on its branches and tags.
+            return self._trust.allows(*self._identity(), self._pin.commit, whole=self._pin.validated)
+        return self._trust_repo
+
     def check(self, form: str) -> None:
         """Raise `UntrustedRepoError` unless the repo may open a program here."""
-        reference = self._pin.reference
-        identity = reference.host, reference.owner, reference.repo
-        # Anybody may open a pull request: trust in a repo is in what was shown to be on its branches and tags.
-        whole = self._pin.validated
-        if self._trust_repo is True or (
-            self._trust_repo == "check" and self._trust.allows(*identity, self._pin.commit, whole=whole)
-        ):
-            return
-        what = "all its commits," if whole else "this commit of it,"
-        raise UntrustedRepoError(
+        self.require(
             f"{_FORMS[form]} of {self._pin.name} would be opened in this process, which can run the repo's code here "
-            "with all of your powers; the repo is not trusted",
-            hint="returns='handle' and returns='state_dict' need no trust; once you have read the code at "
-            f"{self._pin.commit}, trust_repo=True opens it and trusts the repo, {what} from then on "
-            "(isohub trust ls | rm)",
-            repo="/".join(identity),
+            "with all of your powers",
+            "returns='handle' and returns='state_dict' need no trust",
         )
+
+    def require(self, what: str, instead: str) -> None:
+        """Raise `UntrustedRepoError` unless the repo is trusted.
+
+        Args:
+            what: What would happen to an untrusted one.
+            instead: What needs no trust.
+        """
+        if self.trusted:
+            return
+        whole = "all its commits," if self._pin.validated else "this commit of it,"
+        raise UntrustedRepoError(
+            f"{what}; the repo is not trusted",
+            hint=f"{instead}; once you have read the code at {self._pin.commit}, trust_repo=True allows it and trusts "
+            f"the repo, {whole} from then on (isohub trust ls | rm)",
+            repo="/".join(self._identity()),
+        )
+
+    def _identity(self) -> tuple[str, str, str]:
+        reference = self._pin.reference
+        return reference.host, reference.owner, reference.repo
 
     def open(self, form: str, data: bytes) -> Any:
         """The program, opened. Trust: a worker whose repo the user trusts."""

@@ -22,7 +22,7 @@ from isohub.session.gradients import severed
 from isohub.session.link import Remote, Stats, refuse_pickle
 
 if TYPE_CHECKING:
-    from isohub.sandbox.confine import Layers
+    from isohub.sandbox.policy import Confinement
 
 __all__ = ["RemoteModule", "RemoteObject", "make_handle", "mark_loaded"]
 
@@ -60,9 +60,9 @@ class RemoteModule(torch.nn.Module):
         return self._isohub.link.checkout.commit
 
     @property
-    def confinement(self) -> Layers:
-        """The layers of confinement that the worker has, and those it has not."""
-        return self._isohub.link.worker.layers
+    def confinement(self) -> Confinement:
+        """The layers of confinement that were asked for, that the worker has, and that it has not."""
+        return self._isohub.link.worker.confinement
 
     def stats(self) -> Stats:
         """The worker's memory in bytes (rss, pss, uss), processor time in seconds, threads and start time."""

@@ -21,7 +21,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from isohub.errors import SessionClosedError
+from isohub.sandbox.policy import NONE
 from isohub.session.background import Background
+from isohub.session.request import Placement
 from isohub.session.spawn import Zygote
 from isohub.session.supervisor import Worker
 
@@ -37,6 +39,7 @@ class WorkerKey:
         path: The checkout's directory.
         commit: Its commit: a local directory has another one after each change.
         place: Device and inode of that directory: after a forced refetch it is another one.
+        placement: What it is confined to.
         bound: What of a lockfile binds it: two references of one commit may be locked to different weights.
         name: For people: ``org/repo@1a2b3c4``.
     """
@@ -45,6 +48,7 @@ class WorkerKey:
     path: str
     commit: str
     place: tuple[int, int]
+    placement: Placement
     bound: tuple[str, ...]
     name: str = field(compare=False)
 
@@ -66,20 +70,26 @@ class Pool:
         self.background = Background()
         self._lock = threading.Lock()
         self._entries: dict[WorkerKey, _Entry] = {}
-        self._zygotes: dict[str, Zygote] = {}
+        self._zygotes: dict[tuple[str, bool], Zygote] = {}
         self._closed = False
         # At the latest when nobody can reach the pool any more, or Python ends.
         self._finalizer = weakref.finalize(self, _end, os.getpid(), self._entries, self._zygotes, self.background)
 
-    def warm(self, python: str = sys.executable) -> Zygote:
-        """The environment's zygote, started if need be. Returns before it is ready."""
+    def warm(self, python: str = sys.executable, *, confined: bool = True) -> Zygote:
+        """The environment's zygote, started if need be. Returns before it is ready.
+
+        Args:
+            python: The environment's interpreter.
+            confined: Whether for workers that get namespaces; those without are another zygote's.
+        """
+        key = python, confined
         with self._lock:
             self._check_open()
-            zygote = self._zygotes.get(python)
+            zygote = self._zygotes.get(key)
             if zygote is None or not zygote.alive():
                 if zygote is not None:
                     zygote.close()
-                zygote = self._zygotes[python] = Zygote(python, self.background)
+                zygote = self._zygotes[key] = Zygote(python, self.background, confined=confined)
             return zygote
 
     @contextlib.contextmanager
@@ -100,7 +110,8 @@ class Pool:
         try:
             with entry.starting:
                 if entry.worker is None:
-                    worker = self.warm(key.python).spawn(key.name, key.commit, timeout_s)
+                    zygote = self.warm(key.python, confined=key.placement.policy != NONE)
+                    worker = zygote.spawn(key.name, key.commit, timeout_s, key.placement)
                     with self._lock:
                         entry.worker = worker
                         closed = self._closed
@@ -153,7 +164,9 @@ class Pool:
         self._finalizer()
 
 
-def _end(pid: int, entries: dict[WorkerKey, _Entry], zygotes: dict[str, Zygote], background: Background) -> None:
+def _end(
+    pid: int, entries: dict[WorkerKey, _Entry], zygotes: dict[tuple[str, bool], Zygote], background: Background
+) -> None:
     """End what a pool has started, unless this is a fork of the process that started it."""
     if os.getpid() != pid:
         return

@@ -23,21 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from isohub.errors import WorkerStartError, printable
-from isohub.sandbox.confine import PASSED_VARIABLES, remove_tree
+from isohub.sandbox.confine import remove_tree
 from isohub.session.background import Background, Output
+from isohub.session.request import Placement, worker_request, worker_variables
 from isohub.session.supervisor import Worker
 from isohub.wire.channel import ChannelClosed
 from isohub.wire.protocol import close_descriptors
 
-__all__ = ["Zygote"]
+__all__ = ["START", "Zygote"]
 
-_START = Path(__file__).resolve().parent.parent / "worker" / "start.py"
-# After a parallel region libgomp's threads spin for milliseconds before they sleep. With few processors, a
-# worker's and the caller's then spin against each other: on two, a 600 kB call between operators of the caller's
-# took 4.2 ms by default and 1.1 ms with this, for 5% of a convolution's time (docs/performance.md). It says
-# nothing of results: the number of threads, and so the order of sums, stays.
-_FEW_PROCESSORS = 4
-_GOMP_SPINCOUNT = "20000"
+START = Path(__file__).resolve().parent.parent / "worker" / "start.py"
 _STOP_TIMEOUT_S = 5.0
 _EXIT_NOTICE_S = 1.0
 
@@ -46,9 +41,14 @@ class Zygote:
     """One zygote process: the parent of one environment's workers.
 
     Starting returns at once; the first worker waits for torch's import.
+
+    Args:
+        python: The environment's interpreter.
+        background: Reads what it prints.
+        confined: Whether its workers get namespaces, where this machine has them.
     """
 
-    def __init__(self, python: str, background: Background) -> None:
+    def __init__(self, python: str, background: Background, *, confined: bool = True) -> None:
         self._background = background
         try:
             self._directory = tempfile.mkdtemp(prefix="isohub-")
@@ -64,15 +64,16 @@ class Zygote:
             remove_tree(self._directory)
             raise _no_descriptors(error) from error
         self._control = ours
+        surroundings = "outer" if confined else "plain"
         self._output = Output(output_read, logging.getLogger("isohub.zygote"), logging.INFO)
         try:
             self._process = subprocess.Popen(
-                [python, "-I", str(_START), str(theirs.fileno())],
+                [python, "-I", str(START), "zygote", str(theirs.fileno()), self._directory, surroundings],
                 stdin=subprocess.DEVNULL,
                 stdout=output_write,
                 stderr=output_write,
                 pass_fds=[theirs.fileno()],
-                env=_worker_variables(),
+                env=worker_variables(),
                 cwd=self._directory,
                 start_new_session=True,
             )
@@ -91,7 +92,7 @@ class Zygote:
             background.start()
             caller = os.pidfd_open(os.getpid())
             try:
-                _send_datagram(ours, {"directory": self._directory, "site_directories": _site_directories()}, [caller])
+                _send_datagram(ours, {"site_directories": _site_directories()}, [caller])
             finally:
                 os.close(caller)
         except BaseException as error:
@@ -111,18 +112,21 @@ class Zygote:
         """Whether it can still make workers."""
         return self._process.poll() is None
 
-    def spawn(self, name: str, commit: str, timeout_s: float | None) -> Worker:
+    def spawn(self, name: str, commit: str, timeout_s: float | None, placement: Placement) -> Worker:
         """A new worker, ready to be asked.
 
         Args:
             name: For log lines and messages, such as ``org/repo@1a2b3c4``.
             commit: The whole commit.
             timeout_s: Seconds until it must be ready.
+            placement: What it is confined to.
 
         Raises:
+            PolicyError, ConfinementError: It cannot be confined as the policy says.
             WorkerStartError: It could not be made.
             WorkerTimeoutError: It was not ready in time.
         """
+        request = worker_request(placement)
         with contextlib.ExitStack() as undo:
             try:
                 channel, their_channel, out_read, out_write = _socketpair_and_pipe(socket.SOCK_STREAM)
@@ -138,7 +142,7 @@ class Zygote:
         try:
             _send_datagram(
                 self._control,
-                {"variables": _worker_variables()},
+                request,
                 [their_channel.fileno(), their_status.fileno(), out_write, err_write],
             )
         except OSError as error:
@@ -152,7 +156,7 @@ class Zygote:
             close_descriptors([out_write, err_write])
         for output in outputs:
             self._background.watch(output)
-        worker = Worker(name, commit, channel, status, outputs, self._background)
+        worker = Worker(name, commit, channel, status, outputs, self._background, placement)
         try:
             worker.greet(timeout_s)
         except ChannelClosed as error:
@@ -203,14 +207,6 @@ def _no_descriptors(error: OSError) -> WorkerStartError:
         hint="close handles or files that are not needed, or raise the limit: ulimit -n",
         phase="starting",
     )
-
-
-def _worker_variables() -> dict[str, str]:
-    """The caller's variables that every worker may see."""
-    passed = {name: os.environ[name] for name in PASSED_VARIABLES if name in os.environ}
-    if len(os.sched_getaffinity(0)) <= _FEW_PROCESSORS and "OMP_WAIT_POLICY" not in passed:
-        passed.setdefault("GOMP_SPINCOUNT", _GOMP_SPINCOUNT)
-    return passed
 
 
 def _site_directories() -> list[str]:

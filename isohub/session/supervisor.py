@@ -33,6 +33,7 @@ from typing import Any
 import msgspec
 
 from isohub.errors import (
+    ConfinementError,
     IsohubError,
     ProtocolError,
     SessionClosedError,
@@ -44,10 +45,13 @@ from isohub.errors import (
     printable,
 )
 from isohub.repos.http_errors import shown
-from isohub.sandbox.confine import Layers
+from isohub.sandbox.confine import UNCONFINED
+from isohub.sandbox.policy import Confinement
 from isohub.session.background import Background, Output
 from isohub.session.broker import Broker, Given
+from isohub.session.proxy import AllowListProxy
 from isohub.session.replies import Answer, Fault, Ready, Reply, Want, read_reply, read_status
+from isohub.session.request import Placement
 from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, Claims, copying, open_parcel, unload, viewing
 from isohub.wire.channel import Channel, ChannelClosed
 from isohub.wire.codec import Decoder, Encoder
@@ -120,7 +124,8 @@ class Worker:
         name: Such as ``org/repo@1a2b3c4``.
         commit: The commit whose code it runs.
         pid: Its process.
-        layers: What it is confined by.
+        confinement: What it is confined by.
+        placement: What it was to be confined to.
         started: ``time.monotonic()`` of its start.
         handles: The caller's handles to objects in it, by number.
         broker: Brings what it asks for while a question is open; without one all of that is refused.
@@ -134,11 +139,14 @@ class Worker:
         status: socket.socket,
         outputs: tuple[Output, Output],
         background: Background,
+        placement: Placement,
     ) -> None:
         self.name = name
         self.commit = commit
         self.pid = 0
-        self.layers = Layers((), ())
+        self.placement = placement
+        self.confinement = Confinement()
+        self._proxy: AllowListProxy | None = None
         self.started = time.monotonic()
         self.handles: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self.broker: Broker | None = None
@@ -171,7 +179,8 @@ class Worker:
         self._deadline = time.monotonic() + (_START_TIMEOUT_S if timeout_s is None else timeout_s)
         try:
             self._learn_pid()
-            reply = self._hear()
+            reply, descriptors = self._hear_frame()
+            self._take_listener(descriptors)
         except ChannelClosed:
             if self._pidfd < 0:
                 raise  # there never was a process
@@ -184,7 +193,26 @@ class Worker:
             self.close()
             raise
         assert isinstance(reply, Ready)
-        self.layers = Layers(tuple(reply.layers[0]), tuple(reply.layers[1]))
+        policy = self.placement.policy
+        self.confinement = Confinement(
+            asked=() if isinstance(policy, str) else policy.required,
+            active=tuple(reply.layers[0]),
+            missing=tuple(reply.layers[1]),
+            details=reply.details,
+        )
+
+    def _take_listener(self, descriptors: Sequence[int]) -> None:
+        """Keep what came with its first word. It says that before any of the repo's code runs."""
+        policy = self.placement.policy
+        wanted = not isinstance(policy, str) and policy.network not in ((), "open")
+        if len(descriptors) > wanted:
+            close_descriptors(descriptors)
+            raise ProtocolError("descriptors that were not asked for")
+        if descriptors:
+            hosts = None if isinstance(policy, str) else policy.proxy_hosts
+            assert hosts is not None
+            # Made by the zygote's code before any of the repo's; it listens in the worker's network namespace.
+            self._proxy = AllowListProxy(socket.socket(fileno=descriptors[0]), hosts, who=self.name)
 
     def _learn_pid(self) -> None:
         while not self._poll.poll(_milliseconds(self._deadline)):
@@ -202,8 +230,10 @@ class Worker:
         rights = array.array("i")
         for _, _, raw in ancillary:
             rights.frombytes(raw)
-        self.pid = status.pid
-        self._pidfd = rights[0] if rights else os.pidfd_open(status.pid)
+        if not rights:
+            raise ChannelClosed
+        self._pidfd = rights[0]
+        self.pid = max(_number_of(self._pidfd), 0) or status.pid
         self._poll.register(self._channel.fileno(), select.POLLIN)
 
     def equip(self, broker: Broker) -> bool:
@@ -511,13 +541,6 @@ class Worker:
             raise
         return reply, frame.descriptors
 
-    def _hear(self) -> Reply:
-        reply, descriptors = self._hear_frame()
-        if descriptors:
-            close_descriptors(descriptors)
-            raise ProtocolError("descriptors that were not asked for")
-        return reply
-
     def _wait(self, event: int) -> None:
         """Return when the channel can be used; raise when that will never be, or not in time."""
         channel = self._channel.fileno()
@@ -551,6 +574,13 @@ class Worker:
                 return self._broke_protocol(ProtocolError("the channel was closed by a worker that lived on"), phase)
         tail = self._tail()
         signal_name, exit_code, how = _status_words(status)
+        if phase == "starting" and exit_code == UNCONFINED:
+            unconfined = ConfinementError(
+                f"the worker of {self.name} could not be confined: {tail}",
+                hint="isohub doctor says what this machine can do",
+            )
+            self._bury(unconfined)
+            return unconfined
         error = WorkerDiedError(
             f"the worker of {self.name} {how} while {phase}" + (f"; its last output:\n{tail}" if tail else ""),
             hint="load it again for a new worker; `logging.getLogger('isohub.worker')` shows all of its output",
@@ -647,6 +677,8 @@ class Worker:
             if arena is not None:
                 arena.close()
         self._inbox = self._outbox = None
+        if self._proxy is not None:
+            self._proxy.close()
         for output in self._outputs:
             self._background.forget(output)
 
@@ -671,6 +703,15 @@ class Faulted(Exception):  # noqa: N818 - between this module and `handles`, whi
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.kind)
         self.fault = fault
+
+
+def _number_of(pidfd: int) -> int:
+    """A process's number in this process's pid namespace: 0 if it has none, -1 if it has ended."""
+    with open(f"/proc/self/fdinfo/{pidfd}") as file:  # noqa: PTH123
+        for line in file:
+            if line.startswith("Pid:"):
+                return int(line.split()[1])
+    return 0
 
 
 def _references(claimed_value: Any) -> Iterator[int]:

@@ -21,6 +21,7 @@ import signal
 import threading
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
+from isohub.sandbox.confine import Confined
 from isohub.wire.channel import Channel
 from isohub.wire.protocol import close_descriptors
 
@@ -40,9 +41,14 @@ class Caller:
         self._wishes = 0
         self._pid = os.getpid()
 
-    def greet(self, layers: Sequence[Sequence[str]]) -> None:
-        """Say ready, and what confines this process."""
-        self._channel.send(dump({"event": "ready", "number": 0, "layers": [list(names) for names in layers]}))
+    def greet(self, confined: Confined) -> None:
+        """Say ready, and what confines this process; where the caller's proxy is to listen goes to the caller."""
+        layers = [list(confined.active), list(confined.missing)]
+        listeners = [] if confined.listener is None else [confined.listener.fileno()]
+        ready = {"event": "ready", "number": 0, "layers": layers, "details": confined.details}
+        self._channel.send(dump(ready), listeners)
+        if confined.listener is not None:
+            confined.listener.close()
 
     def hear(self) -> Tuple[Dict[str, Any], Sequence[int]]:
         """The next question, and the descriptors that came with it."""

@@ -7,8 +7,8 @@ of a file of the store, or a link to it if it is large. The key is the whole URL
 ``checkpoints``, so that two ``model.pth`` never meet.
 
 A fork of a worker (a DataLoader's, say), a thread that outlives its question, and addresses that are not of the
-web go the old way, with whatever powers this process has; where the session is offline or bound by a lockfile,
-they get an error.
+web go the old way, with whatever powers this process has; where there is no network, or the session is offline or bound
+by a lockfile, they get an error.
 
 Side: worker. Trust: replies are the caller's. Source: torch 2.13's ``torch/hub.py``; the functions are there, with
 the same first parameters, from torch 1.13 on.
@@ -22,7 +22,7 @@ import os
 import shutil
 import tarfile
 import uuid
-from typing import Any, Callable, Dict, NoReturn, Optional
+from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence
 from urllib.parse import urlparse
 
 from isohub.worker.caller import Caller
@@ -34,12 +34,14 @@ class Downloads:
     """The replacements, and what they know.
 
     Attributes:
-        bound: Whether nothing may be downloaded but by the caller: it is offline, or has a lockfile.
+        bound: Whether nothing may be downloaded but by the caller: there is no network here, or the session is
+            offline or has a lockfile.
     """
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
         self._placed: Dict[str, str] = {}  # file to URL
+        self._linked: List[int] = []  # descriptors of files that are not copied, open for life
         self.bound = False
 
     def install(self) -> None:
@@ -75,18 +77,28 @@ class Downloads:
             raise IsADirectoryError(21, "Is a directory", place)
         reply, descriptors = self._want("file", url, _checked_hash(hash_prefix), bool(progress))
         beside = f"{place}.{uuid.uuid4().hex}.partial"
+        path = None if reply["path"] is None else os.fsdecode(bytes.fromhex(reply["path"]))
+        source = _opened(path, reply["file"]) if path is not None and reply["file"] is not None else descriptors[0]
         try:
-            with os.fdopen(descriptors[0], "rb") as source:
-                if reply["path"] is None:
-                    with open(beside, "xb") as target:
-                        _copy(source.fileno(), target.fileno())
-                else:
-                    os.symlink(os.fsdecode(bytes.fromhex(reply["path"])), beside)
+            if not reply["linked"]:
+                with open(beside, "xb") as target:
+                    _copy(source, target.fileno())
+            elif reply["file"] is None:
+                assert path is not None
+                os.symlink(path, beside)
+            else:
+                # Another content may get the path when its URL is asked again; the descriptor stays with this one.
+                os.symlink(f"/proc/self/fd/{source}", beside)
+                self._linked.append(source)
+                source = -1
             os.replace(beside, place)
         except BaseException:
             if os.path.lexists(beside):
                 os.unlink(beside)
             raise
+        finally:
+            if source >= 0:
+                os.close(source)
         self._placed[place] = url
 
     def _load_state_dict_from_url(self, url: str, model_dir: Optional[str] = None, *args: Any, **kwargs: Any) -> Any:
@@ -127,7 +139,10 @@ class Downloads:
 
     def _require_unbound(self, address: Any) -> None:
         if self.bound:
-            text = "only the caller may download here (it is offline, or has a lockfile), and it waits for nothing now"
+            text = (
+                "only the caller may download here (the worker has no network, or the session is offline or has a "
+                "lockfile), and it waits for nothing from this process now: download before, while hubconf runs"
+            )
             _fail(str(address), {"kind": "network", "message": text})
 
 
@@ -147,6 +162,16 @@ def _checked_hash(hash_prefix: Any) -> Optional[str]:
     if hash_prefix is not None and not isinstance(hash_prefix, str):
         raise TypeError(f"hash_prefix must be a str or None, got {type(hash_prefix).__name__}")
     return hash_prefix or None
+
+
+def _opened(path: str, file: Sequence[int]) -> int:
+    """The file that the caller means, and no other that got its name since."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    status = os.fstat(descriptor)
+    if [status.st_dev, status.st_ino] != list(file):
+        os.close(descriptor)
+        raise RuntimeError(f"{path} was replaced while it was handed over; load again")
+    return descriptor
 
 
 def _copy(source: int, target: int) -> None:

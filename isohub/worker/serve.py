@@ -21,7 +21,7 @@ import types
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from isohub.errors import ProtocolError
-from isohub.sandbox.confine import Layers
+from isohub.sandbox.confine import Confined
 from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, Claims, make_parcel, unload, viewing
 from isohub.wire.channel import ChannelClosed
 from isohub.wire.codec import Decoder, Encoder, TooLargeToEncode
@@ -66,7 +66,7 @@ class _TooLarge(Exception):  # noqa: N818 - turned into a message at once
     pass
 
 
-def serve(end: Any, layers: Layers) -> None:
+def serve(end: Any, confined: Confined) -> None:
     """Answer the caller on this socket until it closes."""
     seed_everything(None)
     caller = Caller(end)
@@ -76,7 +76,7 @@ def serve(end: Any, layers: Layers) -> None:
     server = Server(downloads)
     signal.signal(signal.SIGINT, server.interrupted)
     try:
-        caller.greet(layers)
+        caller.greet(confined)
         while True:
             caller.answer(*server.answer(*caller.hear()))
     except ChannelClosed:

@@ -1,4 +1,7 @@
-"""The first file that a zygote runs: ``python -I start.py <control descriptor>``.
+"""The first file that a zygote runs: ``python -I start.py zygote <control> <directory> plain|outer|<keeper>``.
+
+``plain`` wants no namespaces, ``outer`` has to make them, and a descriptor is the zygote's within them. The other
+one, ``python -I start.py doctor <directory>``, prints what this machine can give a worker.
 
 The environment that it starts in may hold no isohub, so the package is made here from this file's own
 place: its modules can be imported, and neither ``isohub/__init__.py`` nor the directory that holds isohub
@@ -20,6 +23,11 @@ def _package() -> None:
 
 if __name__ == "__main__":
     _package()
-    from isohub.worker.zygote import main
+    if sys.argv[1] == "doctor":
+        from isohub.worker.doctor import examine
 
-    main(int(sys.argv[1]))
+        examine(sys.argv[2])
+    else:
+        from isohub.worker.zygote import main
+
+        main(int(sys.argv[2]), sys.argv[3], sys.argv[4])

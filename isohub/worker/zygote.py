@@ -6,7 +6,8 @@ Rules:
 2. It has one thread, has run no parallel operator (a fork after OpenMP's first parallel region hangs) and
    no repo's code.
 3. It ends when its caller ends, however that happens: it watches a pidfd of the caller, and the control
-   socket's end. Ending kills every descendant, orphans too: it is their subreaper (prctl(2)).
+   socket's end. Ending kills every descendant: with namespaces (`isohub.worker.keeper`) the kernel does that, and
+   without, it is the subreaper of orphans (prctl(2)).
 4. A worker's end is told on the worker's own status socket, with its wait status; the socket's end says
    that the zygote itself is gone.
 
@@ -31,28 +32,45 @@ import sys
 import traceback
 from typing import Any, Dict, Iterator, List, NoReturn, Optional, Tuple
 
-from isohub.sandbox.confine import confine, die_with_parent, remove_tree
+from isohub.sandbox.confine import UNCONFINED, Machine, confine, die_with_parent, remove_tree
+from isohub.worker.keeper import Inits, surround
 
 __all__ = ["main"]
 
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _MESSAGE_BYTES = 1 << 17
 _PR_SET_CHILD_SUBREAPER = 36
 _LOOK_S = 0.1
 _SYS_PIDFD_OPEN = 434  # the same on every architecture since Linux 5.3
 
 
-def main(control_descriptor: int) -> NoReturn:
-    """Import torch, then fork on request until the caller is gone."""
+def main(control_descriptor: int, directory: str, surroundings: str) -> NoReturn:
+    """Import torch, then fork on request until the caller is gone.
+
+    Args:
+        control_descriptor: Of the socket to the caller.
+        directory: For workers' directories.
+        surroundings: ``plain``, ``outer``, or the descriptor of the keeper's socket.
+    """
+    no_namespaces: Optional[str] = "they were not asked for"
+    inits: Optional[Inits] = None
+    if surroundings == "outer":
+        start = os.path.join(_PACKAGE, "worker", "start.py")
+        again = ["-I", start, "zygote", str(control_descriptor), directory]
+        no_namespaces = surround(again, control_descriptor, directory)
+    elif surroundings != "plain":
+        no_namespaces, inits = None, Inits(socket.socket(fileno=int(surroundings)))
     control = socket.socket(fileno=control_descriptor)
     settings, descriptors = _receive(control)
     caller = descriptors[0]  # a pidfd
     _extend_path(settings["site_directories"])
-    _adopt_orphans()
-    zygote = Zygote(control, caller, settings["directory"])
+    if inits is None:
+        _adopt_orphans()
+    zygote = Zygote(control, caller, directory, inits)
     try:
         with _watching(caller, zygote):
             _import_ahead()
-        zygote.run()
+        zygote.run(Machine.look(_PACKAGE, no_namespaces))
     except BaseException:
         traceback.print_exc()
         zygote.end(1)
@@ -111,18 +129,23 @@ def _import_ahead() -> None:
 class Zygote:
     """The loop, and the table of who is alive."""
 
-    def __init__(self, control: socket.socket, caller: int, directory: str) -> None:
+    def __init__(self, control: socket.socket, caller: int, directory: str, inits: Optional[Inits]) -> None:
         self._control = control
         self._caller = caller
         self._directory = directory
-        self._workers: Dict[int, Tuple[socket.socket, str]] = {}
+        self._inits = inits
+        self._workers: Dict[int, Tuple[socket.socket, str, int]] = {}  # status socket, directory, init
         self._count = 0
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
 
-    def run(self) -> None:
-        """Serve until the caller is gone."""
+    def run(self, machine: Machine) -> None:
+        """Serve until the caller is gone.
+
+        Args:
+            machine: What workers can be given here.
+        """
         poll = select.poll()
         for descriptor in (self._control.fileno(), self._caller, self._wake_read):
             poll.register(descriptor, select.POLLIN)
@@ -141,30 +164,34 @@ class Zygote:
                     request, descriptors = _receive(self._control)
                 except EOFError:
                     return
-                self._fork(request, descriptors)
+                self._fork(machine, request, descriptors)
 
-    def _fork(self, request: Dict[str, Any], descriptors: List[int]) -> None:
+    def _fork(self, machine: Machine, request: Dict[str, Any], descriptors: List[int]) -> None:
         channel, status, stdout, stderr = descriptors
         self._count += 1
         directory = os.path.join(self._directory, f"w{self._count}")
-        zygote = os.getpid()
+        zygote, init = os.getpid(), 0
         try:
             os.mkdir(directory, 0o700)
-            pid = os.fork()
+            if self._inits is None:
+                pid = os.fork()
+            else:
+                zygote = 0  # outside of what the worker sees
+                pid, init = self._inits.fork(request["sandbox"]["processes"])
         except OSError as error:
             _send(status, {"failed": f"{type(error).__name__}: {error}"})
             for descriptor in descriptors:
                 os.close(descriptor)
             return
         if pid == 0:
-            _become_worker(zygote, request, directory, channel, stdout, stderr)
+            _become_worker(machine, zygote, request, directory, channel, stdout, stderr)
         for descriptor in (channel, stdout, stderr):
             os.close(descriptor)
         pidfd = _pidfd_open(pid)
         _send(status, {"pid": pid}, pidfd)
         if pidfd is not None:
             os.close(pidfd)
-        self._workers[pid] = socket.socket(fileno=status), directory
+        self._workers[pid] = socket.socket(fileno=status), directory, init
 
     def _reap(self) -> None:
         while True:
@@ -179,13 +206,15 @@ class Zygote:
             if worker is not None:
                 # What the worker left running is this process's child now (subreaper).
                 self._kill_orphans()
-                end, directory = worker
+                end, directory, init = worker
                 _send(end.fileno(), {"exit": status})
                 end.close()
+                if self._inits is not None:
+                    self._inits.end(init)
                 remove_tree(directory)
 
     def _kill_orphans(self) -> None:
-        for child in _children():
+        for child in _children() if self._inits is None else ():  # each in a namespace that ends with its worker
             if child not in self._workers:
                 _kill(child)
 
@@ -193,7 +222,7 @@ class Zygote:
         """Kill every descendant, remove every directory, and end."""
         signal.set_wakeup_fd(-1)
         while True:
-            for child in _children():
+            for child in _children() if self._inits is None else list(self._workers):
                 _kill(child)
             try:
                 os.waitpid(-1, 0)
@@ -205,7 +234,7 @@ class Zygote:
 
 
 def _become_worker(
-    zygote: int, request: Dict[str, Any], directory: str, channel: int, stdout: int, stderr: int
+    machine: Machine, zygote: int, request: Dict[str, Any], directory: str, channel: int, stdout: int, stderr: int
 ) -> NoReturn:
     """What a fork does; it never returns to the zygote's loop."""
     code = 1
@@ -213,16 +242,21 @@ def _become_worker(
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         die_with_parent(zygote)
-        _adopt_orphans()  # so that what reaches the zygote is a dead worker's for certain
+        if zygote:  # with namespaces its init has them
+            _adopt_orphans()  # so that what reaches the zygote is a dead worker's for certain
         os.setsid()
         os.dup2(stdout, 1)
         os.dup2(stderr, 2)
         # A worker is killed when it is no longer needed: what waited in a buffer would be lost.
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-        layers = confine(directory, request["variables"], [channel])
+        try:
+            confined = confine(machine, request["sandbox"], directory, request["variables"], [channel], zygote)
+        except (OSError, ValueError) as error:
+            os.write(2, f"{error}\n".encode("utf-8", "backslashreplace"))
+            os._exit(UNCONFINED)
         from isohub.worker.serve import serve
 
-        serve(socket.socket(fileno=channel), layers)
+        serve(socket.socket(fileno=channel), confined)
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -261,9 +295,9 @@ def _pidfd_open(pid: int) -> Optional[int]:
 
 
 def _children() -> List[int]:
-    """This process's children, dead ones too."""
+    """This process's children, dead ones too, where no pid namespace gives them other numbers in ``/proc``."""
     try:
-        with open(f"/proc/self/task/{os.getpid()}/children") as listing:
+        with open("/proc/thread-self/children") as listing:
             return [int(pid) for pid in listing.read().split()]
     except OSError:
         return []

@@ -10,19 +10,23 @@ import socket
 import subprocess
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import isohub.session.supervisor as supervisor
 from isohub.repos.pins import Checkout, Pin
 from isohub.repos.reference import parse
+from isohub.sandbox.policy import Sandbox
 from isohub.session.background import Background, Output
 from isohub.session.handles import make_handle
 from isohub.session.link import Link
 from isohub.session.pool import Pool
+from isohub.session.request import Placement
 from isohub.wire.protocol import HEADER
 
 COMMIT = "0" * 40
-READY = {"event": "ready", "number": 0, "layers": [[], []]}
+PLACEMENT = Placement(Sandbox(), Path("/nowhere"))
+READY = {"event": "ready", "number": 0, "layers": [[], []], "details": {}}
 
 
 def frame(message: Any, descriptors: int = 0) -> bytes:
@@ -83,7 +87,7 @@ class Liar:
         for _, write in reads:
             os.close(write)
         outputs = tuple(Output(read, logging.getLogger("isohub.worker.liar"), logging.INFO) for read, _ in reads)
-        self.worker = supervisor.Worker("liar@0000000", COMMIT, channel, status, outputs, self.background)  # type: ignore[arg-type]
+        self.worker = supervisor.Worker("liar@0000000", COMMIT, channel, status, outputs, self.background, PLACEMENT)  # type: ignore[arg-type]
         self.say(frame(READY))
         self.worker.greet(10)
         checkout = Checkout(Pin(parse("org/liar"), COMMIT), path=None, tree="")  # type: ignore[arg-type]

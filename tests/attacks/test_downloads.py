@@ -15,6 +15,7 @@ from isohub.repos.credentials import Credentials
 from isohub.repos.pins import Pin
 from isohub.repos.reference import parse
 from isohub.repos.store import Store
+from isohub.sandbox.hosts import WEIGHT_HOSTS, HostPolicy
 from isohub.session.broker import Broker
 from tests.attacks.liar import COMMIT, Liar, frame, value
 from tests.conftest import HUBS, open_descriptors
@@ -49,14 +50,15 @@ def wish(address="http://127.0.0.1:1/x", number=1, **changes):
     }  # fmt: skip
 
 
-def equip(liar, cache):
-    """As `Session` does it."""
-    liar.worker.equip(Broker(cache, Pin(parse(str(HUBS / "good")), COMMIT), offline=False, lockfile=None))
+def equip(liar, cache, *hosts):
+    """As `Session` does it, with hosts that the policy names besides the well-known ones."""
+    policy = HostPolicy((*WEIGHT_HOSTS, *hosts))
+    liar.worker.equip(Broker(cache, Pin(parse(str(HUBS / "good")), COMMIT), offline=False, lockfile=None, hosts=policy))
 
 
 def test_c14_a_wish_within_a_question_is_answered(liar, cache, server):
     """The control: the same frames, in turn, bring the file and then the answer is taken."""
-    equip(liar, cache)
+    equip(liar, cache, server.host)
     url = server.add("/w.bin", b"bytes")
     answers = frame(wish(url)) + frame(wish(f"{server.url}/none")) + frame(value(["l", 1]))
     assert liar.answer(answers) == [1]
@@ -102,7 +104,7 @@ def test_c14_a_wish_with_descriptors_ends_the_worker(liar, cache):
 
 
 def test_c14_a_wish_that_no_question_allows_ends_the_worker(liar, cache, server):
-    equip(liar, cache)
+    equip(liar, cache, server.host)
     url = server.add("/w.bin", b"bytes")
     assert liar.answer(frame(value(["l"]))) == []
     liar.end.sendall(frame(wish(url)))
@@ -146,7 +148,7 @@ def test_c14_no_credentials_go_along_with_a_wish(liar, cache, server, monkeypatc
     monkeypatch.setenv("NETRC", str(netrc))
     monkeypatch.setenv("GITHUB_TOKEN", "secret")
     monkeypatch.setenv("GITHUB_SERVER_URL", server.url)
-    equip(liar, cache)
+    equip(liar, cache, server.host)
     url = server.add("/w.bin", b"bytes")
     server.fail("w.bin", Fault(status=401), times=1)
     liar.answer(frame(wish(url)) + frame(wish(url)) + frame(value(["l"])))
@@ -154,6 +156,38 @@ def test_c14_no_credentials_go_along_with_a_wish(liar, cache, server, monkeypatc
     assert "authorization" not in names
     isohub.download_url_to_file(url, tmp_path / "w.bin", progress=False)  # the control: his own word
     assert "authorization" in {name.lower() for name in server.requests[-1].headers}
+
+
+def test_c14_a_wish_goes_to_the_hosts_that_the_policy_names_and_to_no_other(liar, cache, server, caplog):
+    """By name, by number, by a redirect, by a name that leads home, and from the cache."""
+    equip(liar, cache, server.host)
+    url = server.add("/w.bin", b"bytes")
+    with FileServer(host="127.0.0.2") as other:
+        theirs = other.add("/w.bin", b"theirs")
+        server.fail("away", Fault(redirect=theirs))
+        addresses = [
+            theirs,
+            f"{server.url}/away",
+            url.replace("127.0.0.1", "localhost"),
+            "http://169.254.169.254/latest/meta-data/",
+        ]
+        with caplog.at_level("INFO", logger="isohub.session.network"):
+            answers = b"".join(frame(wish(address)) for address in [*addresses, url])
+            assert liar.answer(answers + frame(value(["l", 1]))) == [1]
+        assert other.count() == 0
+        assert server.count("w.bin") == 1  # the control
+        refused = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert [text.partition("refused: ")[2].split(" ")[0] for text in refused] == [
+            other.host, other.host, f"localhost:{server.host.rpartition(':')[2]}", "169.254.169.254",
+        ]  # fmt: skip
+        with Liar() as second:  # what is here already, for whom nothing is allowed
+            second.worker.equip(
+                Broker(cache, Pin(parse(str(HUBS / "good")), COMMIT), offline=True, lockfile=None, hosts=HostPolicy(()))
+            )
+            caplog.clear()
+            second.answer(frame(wish(url)) + frame(value(["l"])))
+            assert "refused" in caplog.text
+    assert liar.worker.alive
 
 
 def test_c14_a_private_repo_in_the_cache_is_not_handed_over(cache, monkeypatch, tmp_path):

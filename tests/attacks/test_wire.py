@@ -315,7 +315,7 @@ def test_c5_no_module_is_imported_for_a_name(liar):
     [
         frame(value(1, number=2)),
         frame(value(1, number=0)),
-        frame({"event": "ready", "number": 1, "layers": [[], []]}),
+        frame({"event": "ready", "number": 1, "layers": [[], []], "details": {}}),
         frame({"event": "request", "number": 1}),
         frame({**value(1), "extra": 1}),
         frame({key: part for key, part in value(1).items() if key != "kept"}),

@@ -88,6 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = answer.read()
         origin.close()
         self.send_response(answer.status)
+        if location := answer.getheader("Location"):
+            self.send_header("Location", location)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

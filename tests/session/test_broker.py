@@ -6,6 +6,7 @@ import gc
 import hashlib
 import io
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -20,10 +21,17 @@ import torch
 import isohub
 from isohub import errors
 from isohub.repos import http
+from isohub.repos.pins import Pin
+from isohub.repos.reference import parse
+from isohub.sandbox.hosts import HostPolicy
+from isohub.session.broker import Broker
+from isohub.session.replies import Want
 from tests.conftest import eventually, open_descriptors
 from tests.servers.files import Fault, FileServer
 from tests.servers.git_repo import GitRepo
 from tests.servers.github import GitHubServer
+from tests.servers.proxy import ProxyServer
+from tests.servers.tls import authority
 
 
 def weights(value: float) -> bytes:
@@ -89,11 +97,12 @@ def test_a_worker_has_a_torch_home_of_its_own(session, hub, cache):
 
 def test_what_arrives_is_where_it_was_asked_for(session, hub, server, cache, tmp_path):
     url = server.add("/w.bin", b"bytes")
-    session.load(hub("downloads"), "into", url, str(tmp_path / "here.bin"))
+    writing = isohub.Sandbox(write=[tmp_path])
+    session.load(hub("downloads"), "into", url, str(tmp_path / "here.bin"), sandbox=writing)
     assert (tmp_path / "here.bin").read_bytes() == b"bytes"
     assert os.listdir(tmp_path) == ["here.bin"] or {"cache", "here.bin"} >= set(os.listdir(tmp_path)) - {"home"}
     with pytest.raises(FileNotFoundError):
-        session.load(hub("downloads"), "into", url, str(tmp_path / "none" / "here.bin"))
+        session.load(hub("downloads"), "into", url, str(tmp_path / "none" / "here.bin"), sandbox=writing)
 
 
 @pytest.mark.parametrize(
@@ -149,13 +158,16 @@ def test_a_worker_that_nobody_asks_gets_nothing(session, hub, server, cache):
     late = session.load(hub("downloads"), "after_the_answer", url)
     late.go()  # its thread may ask while this question is open, or after it
     assert eventually(lambda: late.said() is not None)
-    assert late.said().startswith(("downloaded", "RuntimeError: a download needs the caller"))
+    nothing = ("downloaded", "RuntimeError: a download needs the caller", "URLError: <urlopen error only the caller")
+    assert late.said().startswith(nothing)
     assert session.load(hub("downloads"), "file", url)[0] == b"bytes"
 
 
-def test_a_fork_of_a_worker_goes_its_own_way(session, hub, server, cache):
+def test_a_fork_of_a_worker_goes_its_own_way_where_it_has_one(session, hub, server, cache):
     url = server.add("/w.bin", b"bytes")
-    assert session.load(hub("downloads"), "in_a_fork", url) == "downloaded"
+    assert session.load(hub("downloads"), "in_a_fork", url) == "URLError"
+    assert server.count() == 0
+    assert session.load(hub("downloads"), "in_a_fork", url, sandbox="none", trust_repo=True) == "downloaded"
     assert session.load(hub("downloads"), "file", url)[0] == b"bytes"
 
 
@@ -371,11 +383,11 @@ def test_a_repo_that_rewrites_its_file_harms_nobody(session, hub, server, cache,
 def test_a_large_file_is_a_link(session, hub, server, cache, monkeypatch):
     from isohub.session import broker
 
-    monkeypatch.setattr(broker, "_LINKED_BYTES", 4)
+    monkeypatch.setattr(broker, "_LINKED_BYTES_CONFINED", 4)
     url = server.add("/w.bin", b"bytes")
     data, place = session.load(hub("downloads"), "file", url)
     assert data == b"bytes"
-    assert place.startswith(str(cache / "weights" / "blobs"))
+    assert place.startswith(str(cache / "weights" / "urls"))
 
 
 @pytest.mark.parametrize(
@@ -407,7 +419,7 @@ def test_a_cache_whose_name_is_no_text(hub, server, monkeypatch, tmp_path):
     url = server.add("/w.bin", b"bytes")
     with isohub.Session(timeout_s=60) as session:
         assert session.load(hub("downloads"), "file", url)[0] == b"bytes"
-        monkeypatch.setattr(broker, "_LINKED_BYTES", 1)
+        monkeypatch.setattr(broker, "_LINKED_BYTES_CONFINED", 1)
         assert session.load(hub("downloads"), "file", server.add("/x.bin", b"other"))[0] == b"other"
 
 
@@ -522,3 +534,249 @@ def test_a_thousand_downloads_leave_nothing(session, hub, server, cache):
     assert open_descriptors() <= before
     assert eventually(lambda: threading.active_count() <= threads)
     kept.close()
+
+
+def bring(broker, url, hash_prefix=None):
+    """What a worker's wish brings: the bytes, or the error."""
+    errand = broker.send(Want(1, 1, "file", url, hash_prefix, False), verbose=False)
+    assert select.select([errand], [], [], 30)[0]
+    given = errand.take()
+    if given.error is not None:
+        return given.error
+    with os.fdopen(given.descriptor, "rb") as stream:
+        return stream.read()
+
+
+@pytest.fixture
+def broker(cache, tmp_path):
+    """Makes brokers, for workers of a repo."""
+    made = []
+
+    def make(*hosts, repo=None, **options):
+        pin = Pin(parse(str(tmp_path) if repo is None else repo), "0" * 40)
+        options = {"offline": False, "lockfile": None, "hosts": HostPolicy(hosts), **options}
+        made.append(Broker(cache, pin, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def resolver(monkeypatch, **names):
+    """Answers for these names, with underscores for dots; gives what was asked."""
+    asked, real = [], socket.getaddrinfo
+
+    def answer(host, port, *args, **kwargs):
+        if host.replace(".", "_") not in names:
+            return real(host, port, *args, **kwargs)
+        asked.append(host)
+        addresses = names[host.replace(".", "_")]
+        if callable(addresses):
+            addresses = addresses()
+        return [
+            (socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
+            for address in addresses
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    return asked
+
+
+def port_of(server):
+    return int(server.host.rpartition(":")[2])
+
+
+def test_a_host_that_the_policy_names_is_asked_and_no_other(broker, server, caplog):
+    url = server.add("/w.bin", b"bytes")
+    with caplog.at_level("INFO", logger="isohub.session.network"):
+        for policy in ((), ("127.0.0.1",), ("127.0.0.2",), (f"127.0.0.1:{port_of(server) - 1}",), ("a.example",)):
+            error = bring(broker(*policy), url)
+            assert (error["kind"], error["status"]) == ("network", None)
+            assert server.host in error["message"] or "127.0.0.1 for the ports 80 and 443" in error["message"]
+            assert "network policy" in error["message"]
+            assert f"hint: if this repo may have it: isohub.Sandbox(network=['{server.host}'])" in error["message"]
+        assert {record.levelname for record in caplog.records} == {"WARNING"}
+        assert server.count() == 0
+        caplog.clear()
+        assert bring(broker(server.host), url) == b"bytes"
+        assert {record.levelname for record in caplog.records} == {"INFO"}
+        assert f"{server.host} is allowed by {server.host}" in caplog.text
+
+
+def test_the_well_known_hosts_are_the_default(broker, server, cache, tmp_path, monkeypatch):
+    made = Broker(cache, Pin(parse(str(tmp_path)), "0" * 40), offline=False, lockfile=None)
+    asked = resolver(monkeypatch, huggingface_co=["127.0.0.1"], elsewhere_example=["127.0.0.1"])
+    assert "elsewhere.example is not named" in bring(made, "http://elsewhere.example/w.bin")["message"]
+    assert "huggingface.co leads to 127.0.0.1, a loopback address" in bring(made, "http://huggingface.co/w")["message"]
+    assert asked == ["huggingface.co"]  # nobody was asked for a name that is not allowed
+    made.close()
+
+
+def test_what_the_worker_s_repo_sees_is_an_error_of_urllib_s(session, hub, server, cache):
+    url = server.add("/w.bin", b"bytes")
+    kind, message, code = session.load(hub("downloads"), "caught", url.replace("127.0.0.1", "localhost"))
+    assert (kind, code) == ("URLError", None)
+    assert "isohub.Sandbox(network=['localhost:" in message
+    assert server.count() == 0
+
+
+def test_each_hop_is_checked(broker, server):
+    with FileServer(host="127.0.0.2") as second, FileServer(host="127.0.0.3") as third:
+        third.add("/w.bin", b"bytes")
+        server.fail("", Fault(redirect=second.url + "{path}"))
+        second.fail("", Fault(redirect=third.url + "{path}"))
+        url = f"{server.url}/w.bin"
+        assert f"{second.host} is not named" in bring(broker(server.host, third.host), url)["message"]
+        assert second.count() == third.count() == 0
+        assert f"{third.host} is not named" in bring(broker(server.host, second.host), url)["message"]
+        assert third.count() == 0
+        assert bring(broker(server.host, second.host, third.host), url) == b"bytes"
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["//{other}/w", "http://{own}@{other}/w", "http://{other}\\@{own}/w", "http://{own}#@{other}/w", "HTTP://{other}/w",
+     "http://{other}./w", "http://2130706434:{port}/w", "http://0x7f.2:{port}/w", "http://127.2:{port}/w",
+     "http://0177.0.0.2:{port}/w", "http://[::ffff:127.0.0.2]:{port}/w", "http://%31%32%37.0.0.2:{port}/w",
+     "http://\uff11\uff12\uff17.0.0.2:{port}/w", "ftp://{other}/w", "file:///etc/passwd", "http:///w", "http://{other}:/w"],
+)  # fmt: skip
+def test_a_redirect_in_another_spelling_leads_nowhere(broker, server, where):
+    with FileServer(host="127.0.0.2") as other:
+        url, port = other.add("/w", b"theirs"), port_of(other)
+        location = where.format(own=server.host, other=other.host, port=port)
+        server.fail("", Fault(redirect=location.encode().decode("latin-1")))
+        answer = bring(broker(server.host), f"{server.url}/w.bin")
+        assert isinstance(answer, dict), answer
+        assert other.count() == 0
+        assert bring(broker(other.host), url) == b"theirs"  # the control
+
+
+def test_the_address_that_was_checked_is_the_one_that_is_asked(broker, server, monkeypatch):
+    """DNS rebinding: a second answer would be another one."""
+    answers = iter([["127.0.0.1"], ["127.0.0.2"], ["127.0.0.2"]])
+    asked = resolver(monkeypatch, weights_example=lambda: next(answers))
+    server.add("/w.bin", b"bytes")
+    url = f"http://weights.example:{port_of(server)}/w.bin"
+    name = f"weights.example:{port_of(server)}"
+    assert bring(broker(name, server.host), url) == b"bytes"
+    assert asked == ["weights.example"]
+    assert server.requests[-1].headers["Host"] == name
+    with FileServer(host="127.0.0.2") as other:
+        error = bring(broker(name, server.host), f"{url}?again")
+        assert "leads to 127.0.0.2, a loopback address" in error["message"]
+        assert f"isohub.Sandbox(network=['127.0.0.2:{port_of(server)}'])" in error["message"]
+        assert other.count() == 0
+
+
+def test_of_several_addresses_those_that_are_allowed_are_tried(broker, server, monkeypatch, caplog):
+    resolver(monkeypatch, weights_example=["10.255.255.1", "::1", "127.0.0.3", "127.0.0.1"])
+    server.add("/w.bin", b"bytes")
+    name, port = f"weights.example:{port_of(server)}", port_of(server)
+    with caplog.at_level("INFO", logger="isohub.session.network"):
+        assert bring(broker(name, f"127.0.0.3:{port}", server.host), f"http://{name}/w.bin") == b"bytes"
+    assert f"{name} is at 127.0.0.3, 127.0.0.1" in caplog.text  # the first of them refuses the connection
+    assert "a private address" in bring(broker(name), f"http://{name}/x.bin")["message"]
+
+
+def test_tls_is_with_the_name_that_the_url_has(broker, cache, tmp_path, monkeypatch):
+    path, context = authority(tmp_path / "ca")
+    names = []
+    context.sni_callback = lambda _socket, name, _context: names.append(name)
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    with FileServer(tls=context) as server:
+        server.add("/w.bin", b"bytes")
+        port = port_of(server)
+        resolver(monkeypatch, weights_example=["127.0.0.1"])
+        hosts = [server.host, f"localhost:{port}", f"weights.example:{port}"]
+        assert bring(broker(*hosts), f"https://localhost:{port}/w.bin") == b"bytes"
+        assert names == ["localhost"]
+        assert server.requests[-1].headers["Host"] == f"localhost:{port}"
+        # The certificate is not for this name, whatever address it has.
+        assert "certificate" in bring(broker(*hosts), f"https://weights.example:{port}/w.bin")["message"]
+
+
+def test_the_server_that_the_repo_came_from_is_allowed(broker, server, monkeypatch):
+    monkeypatch.setenv("GITHUB_SERVER_URL", server.url)
+    url = server.add("/o/r/releases/w.bin", b"bytes")
+    made = broker(repo="o/r")
+    assert bring(made, url) == b"bytes"
+    localhost = url.replace("127.0.0.1", "localhost")
+    with FileServer() as other:
+        theirs = other.add("/w.bin", b"theirs")
+        server.fail("away", Fault(redirect=theirs))
+        for address in (theirs, localhost, url.replace("http:", "https:"), f"{server.url}/away"):
+            assert "not named by the network policy" in bring(made, address)["message"]
+        assert other.count() == 0
+    assert bring(broker(repo=f"git+{server.url}/o/r"), f"{url}?git") == b"bytes"
+    monkeypatch.setenv("GITHUB_SERVER_URL", f"http://localhost:{port_of(server)}")  # by a name: at whatever address
+    assert bring(broker(repo="o/r"), localhost) == b"bytes"
+
+
+def test_what_is_in_the_store_obeys_the_policy(broker, server):
+    url = server.add("/w.bin", b"bytes")
+    assert bring(broker(server.host), url) == b"bytes"
+    for options in ({}, {"offline": True}):
+        assert "not named" in bring(broker("a.example", **options), url)["message"]
+        assert bring(broker(server.host, **options), url) == b"bytes"
+    assert server.count() == 1
+
+
+def test_a_file_of_torch_hub_s_obeys_the_policy(broker, server, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    checkpoints = tmp_path / "torch" / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    digest = hashlib.sha256(b"bytes").hexdigest()
+    (checkpoints / f"w-{digest[:8]}.bin").write_bytes(b"bytes")
+    url = f"{server.url}/w-{digest[:8]}.bin"
+    assert "not named" in bring(broker(), url, digest[:8])["message"]
+    assert bring(broker(server.host), url, digest[:8]) == b"bytes"
+    assert server.count() == 0
+
+
+def test_names_of_other_scripts_are_compared_as_they_are_asked(broker, server, monkeypatch):
+    asked = resolver(monkeypatch, **{"xn--bcher-kva_example": ["127.0.0.1"]})
+    server.add("/w.bin", b"bytes")
+    url = f"http://xn--bcher-kva.example:{port_of(server)}/w.bin"
+    assert "xn--bcher-kva.example" in bring(broker("bucher.example"), url)["message"]
+    assert asked == []
+    assert bring(broker(f"b\u00fccher.example:{port_of(server)}", server.host), url) == b"bytes"
+    assert asked == ["xn--bcher-kva.example"]
+    assert (
+        "no URL" in bring(broker("b\u00fccher.example"), "http://b\u00fccher.example/")["message"]
+    )  # no URL of a file
+
+
+def test_a_name_that_has_no_address_is_a_failure_like_others(broker, server, monkeypatch):
+    def nobody(*_):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    resolver(monkeypatch, nobody_example=nobody, nowhere_example=list)
+    assert "Name or service not known" in bring(broker("nobody.example"), "http://nobody.example/w")["message"]
+    assert "nowhere.example has no address" in bring(broker("nowhere.example"), "http://nowhere.example/w")["message"]
+
+
+def test_behind_a_proxy_names_are_checked_and_addresses_are_the_proxy_s(broker, server, monkeypatch):
+    asked = resolver(monkeypatch, weights_example=["127.0.0.1"])
+    url = server.add("/w.bin", b"bytes")
+    with ProxyServer() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        monkeypatch.setenv("http_proxy", proxy.url)
+        assert "not named" in bring(broker(), url)["message"]
+        assert proxy.requests == []
+        name = f"weights.example:{port_of(server)}"
+        assert bring(broker(name), f"http://{name}/w.bin") == b"bytes"  # though it is at a loopback address
+        assert proxy.requests == [f"GET http://{name}/w.bin"]
+        server.fail("away", Fault(redirect="http://elsewhere.example/"))
+        assert "elsewhere.example is not named" in bring(broker(name), f"http://{name}/away")["message"]
+        assert len(proxy.requests) == 2
+        monkeypatch.setenv("no_proxy", "weights.example")
+        assert "a loopback address" in bring(broker(name), f"http://{name}/w.bin?direct")["message"]
+    assert asked
+
+
+def test_what_is_logged_cannot_move_a_cursor(broker, caplog):
+    with caplog.at_level("INFO", logger="isohub.session.network"):
+        for address in ("http://a\x1b[2J.example/", "http://a\u202e.example/", "http://\u200b/"):
+            assert isinstance(bring(broker("a.example"), address), dict)
+    assert all(record.getMessage().isprintable() for record in caplog.records)

@@ -18,7 +18,7 @@ import torch
 
 import isohub
 from isohub import errors
-from tests.conftest import eventually, gone, open_descriptors
+from tests.conftest import companions, eventually, gone, open_descriptors
 
 
 def test_a_worker_killed_during_a_call_is_told_at_once_a_hundred_times(session, hub):
@@ -106,19 +106,17 @@ def test_children_and_daemons_of_a_worker_end_with_it(session, hub, tmp_path):
     def leave_processes(module, path):
         import subprocess as remote_subprocess
 
-        plain = remote_subprocess.Popen(["sleep", "600"])
+        remote_subprocess.Popen(["sleep", "600"])
         script = f"import os, time\nif os.fork(): os._exit(0)\nos.setsid()\nif os.fork(): os._exit(0)\nopen({path!r}, 'a').write(str(os.getpid()) + ' ')\ntime.sleep(600)"
         remote_subprocess.run([__import__("sys").executable, "-c", script], check=True)
-        return plain.pid
 
-    handle = session.load(hub("good"), "mlp")
-    child = handle.run(leave_processes, str(pids))
+    handle = session.load(hub("good"), "mlp", sandbox=isohub.Sandbox(write=[tmp_path]))
+    handle.run(leave_processes, str(pids))
     assert eventually(lambda: pids.exists() and pids.read_text().strip() != "")
-    daemon = int(pids.read_text())
-    assert not gone(child)
-    assert not gone(daemon)
+    left = companions(handle.stats().pid)
+    assert len(left) == 4  # the first of its namespace, the worker, its child and its daemon
     handle.close()
-    assert eventually(lambda: gone(child) and gone(daemon), 5)
+    assert eventually(lambda: all(gone(pid) for pid in left), 5)
 
 
 def test_forks_of_a_repo_do_not_answer_for_it(session, hub):
@@ -399,7 +397,7 @@ def test_two_hundred_loads_and_closes_leave_nothing(session, hub):
         once()
     gc.collect()
     process, zygote = psutil.Process(), psutil.Process(session._pool.warm().pid)
-    kept = len(session.workers())
+    kept, workers = len(zygote.children(recursive=True)), len(session.workers())
     before = (
         open_descriptors(),
         process.num_threads(),
@@ -423,5 +421,5 @@ def test_two_hundred_loads_and_closes_leave_nothing(session, hub):
     assert after[2] - before[2] < 16 << 20
     assert after[3] <= before[3]
     assert after[4] - before[4] < 16 << 20
-    assert len(session.workers()) == kept
+    assert len(session.workers()) == workers
     assert eventually(lambda: len(zygote.children(recursive=True)) == kept)

@@ -1,0 +1,234 @@
+"""Which system calls a process may make, by a seccomp filter: a list of what is allowed, and no other.
+
+1. What programs of this kind use is allowed (`syscalls.GROUPS`); what is known to reach beyond them answers EPERM.
+2. What is in no list answers ENOSYS, as on an older kernel, so that a C library falls back: ``clone3``, whose flags
+   a filter cannot see, and every call that is newer than this file.
+3. Calls whose arguments decide are looked at: which namespaces a clone wants, which kind of socket.
+4. A call by the tables of another architecture (32 bits, x32) ends the process.
+
+The filter is the classic BPF that the kernel takes, made as a balanced tree over the numbers. It cannot be removed,
+and every child has it.
+
+Side: worker, in the fork, after Landlock, last. Source: seccomp(2), Documentation/userspace-api/seccomp_filter.rst,
+``linux/bpf_common.h``, ``linux/audit.h``; socket(2), unix(7), clone(2), prctl(2), ioctl_tty(2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import struct
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+from isohub.sandbox.kernel import prctl, system_call
+from isohub.sandbox.syscalls import GROUPS, numbers
+
+__all__ = ["ALLOW", "KILL", "Traits", "deny", "install", "is_available", "program"]
+
+_AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+_SECCOMP = {"x86_64": 317, "aarch64": 277}
+_X32_BIT = 0x40000000
+_SET_MODE_FILTER = 1
+_GET_ACTION_AVAIL = 2
+_PR_SET_NO_NEW_PRIVS = 38
+
+#: Verdicts, as the kernel has them.
+ALLOW = 0x7FFF0000
+KILL = 0x80000000
+_ERRNO = 0x00050000
+
+# Where struct seccomp_data has things.
+_NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
+
+_LOAD, _JUMP, _IF_EQUAL, _IF_AT_LEAST, _AND, _RETURN = 0x20, 0x05, 0x15, 0x35, 0x54, 0x06
+
+_CLONE_NEW = 0x7E020000  # NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET; NEWTIME is clone3's alone
+_AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
+_SOCK_TYPE_MASK, _SOCK_STREAM, _SOCK_SEQPACKET = 0xF, 1, 5
+_IPPROTO_TCP = 6
+_SIGKILL = 9
+_PR_SET_PDEATHSIG = 1
+# SET_DUMPABLE, SET_SECCOMP, SET_SECUREBITS, SET_MM, SET_PTRACER: what would loosen this.
+_REFUSED_PRCTL = (4, 22, 28, 35, 0x59616D61)
+# TIOCSTI types for somebody else; TIOCLINUX, TIOCSETD and TIOCCONS do the like on consoles.
+_REFUSED_IOCTL = (0x5412, 0x541C, 0x5423, 0x541D)
+# F_SETOWN, F_SETSIG, F_SETOWN_EX: a signal for another process at the next input.
+_REFUSED_FCNTL = (8, 10, 15)
+_MFD_HUGETLB = 4
+
+
+class Traits(NamedTuple):
+    """What of a worker its filter has to know.
+
+    Attributes:
+        private: It has pid and mount namespaces of its own: all that it can name is its own.
+        scoped: Landlock keeps its signals within (ABI 6).
+        network: "none"; "proxy": TCP in a network namespace of its own; "open": the system's.
+    """
+
+    private: bool
+    scoped: bool
+    network: str
+
+
+class _Test(NamedTuple):
+    """An argument's low half, or those bits of it, against values; the verdict goes to what matches."""
+
+    argument: int
+    values: Tuple[int, ...]
+    matching: Union[_Test, int]
+    others: Union[_Test, int]
+    mask: Optional[int] = None
+
+
+_Decision = Union[_Test, int]
+
+
+def deny(number: int) -> int:
+    """The verdict that makes a call fail with this errno."""
+    return _ERRNO | number
+
+
+_EPERM = deny(errno.EPERM)
+_ENOSYS = deny(errno.ENOSYS)
+
+
+def is_available(machine: str) -> bool:
+    """Whether this kernel has filters, and this file the machine's numbers."""
+    if machine not in _SECCOMP:
+        return False
+    action = struct.pack("I", KILL)
+    try:
+        system_call("seccomp", _SECCOMP[machine], _GET_ACTION_AVAIL, 0, ctypes.c_char_p(action))
+    except OSError:
+        return False
+    return True
+
+
+def _decisions(machine: str, traits: Traits, pid: int) -> Dict[int, _Decision]:
+    """What becomes of every call that is known, by its number."""
+    number_of = numbers(machine)
+    allowed = ("files", "names", "memory", "waiting", "time", "signals", "processes", "sockets_of_a_pair")
+    fate: Dict[str, _Decision] = {}
+    for group, names in GROUPS.items():
+        for name in names:
+            fate[name] = ALLOW if group in allowed else _EPERM
+    if traits.private:  # what is not its own is mounted read-only
+        fate.update(dict.fromkeys(GROUPS["attributes"], ALLOW))
+    if traits.private or traits.scoped:
+        fate.update(dict.fromkeys(GROUPS["others"], ALLOW))
+    else:
+        itself = _Test(0, (pid,), ALLOW, _EPERM)
+        fate.update(dict.fromkeys(("kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"), itself))
+    fate.update(_sockets(traits))
+    fate["clone"] = _Test(0, (0,), ALLOW, _EPERM, _CLONE_NEW)
+    fate["ioctl"] = _Test(1, _REFUSED_IOCTL, _EPERM, ALLOW)
+    fate["fcntl"] = _Test(1, _REFUSED_FCNTL, _EPERM, ALLOW)
+    fate["memfd_create"] = _Test(1, (0,), ALLOW, _EPERM, _MFD_HUGETLB)
+    fate["prlimit64"] = _Test(0, (0,), ALLOW, _EPERM)  # another process's limits
+    fate["setpriority"] = _Test(0, (0,), ALLOW, _EPERM)  # of groups and users
+    others: _Decision = ALLOW
+    if not traits.private:  # nothing else ends a worker whose zygote was killed
+        others = _Test(0, (_PR_SET_PDEATHSIG,), _Test(1, (_SIGKILL,), ALLOW, _EPERM), ALLOW)
+    fate["prctl"] = _Test(0, _REFUSED_PRCTL, _EPERM, others)
+    return {number_of[name]: decision for name, decision in fate.items() if name in number_of}
+
+
+def _sockets(traits: Traits) -> Dict[str, _Decision]:
+    """No packet, netlink, vsock or other family whatever the policy; Unix ones where there is nobody's but its own."""
+    fate: Dict[str, _Decision] = {}
+    inet: _Decision = _EPERM
+    if traits.network == "proxy":
+        inet = _Test(1, (_SOCK_STREAM,), _Test(2, (0, _IPPROTO_TCP), ALLOW, _EPERM), _EPERM, _SOCK_TYPE_MASK)
+    elif traits.network == "open":
+        inet = ALLOW
+    families = _Test(0, (_AF_INET, _AF_INET6), inet, _EPERM)
+    if traits.private:
+        # Processes of a DataLoader pass descriptors by them, under names in the worker's own directories.
+        families = _Test(0, (_AF_UNIX,), ALLOW, families)
+        fate["socketpair"] = _Test(0, (_AF_UNIX,), ALLOW, _EPERM)
+    else:
+        # A datagram socket of a pair would send to any other by its path or name: unix(7).
+        kinds = _Test(1, (_SOCK_STREAM, _SOCK_SEQPACKET), ALLOW, _EPERM, _SOCK_TYPE_MASK)
+        fate["socketpair"] = _Test(0, (_AF_UNIX,), kinds, _EPERM)
+    if traits.private or traits.network != "none":
+        fate.update(dict.fromkeys(GROUPS["sockets"], ALLOW))
+        fate["socket"] = families
+    return fate
+
+
+class _Instruction(NamedTuple):
+    code: int
+    if_true: int
+    if_false: int
+    value: int
+
+
+@functools.lru_cache(maxsize=8)
+def program(machine: str, traits: Traits, pid: int) -> Tuple[Tuple[int, int, int, int], ...]:
+    """The filter: instructions as (code, jump if true, jump if false, value). Made once, for a zygote's forks.
+
+    Args:
+        machine: One of `isohub.sandbox.syscalls.MACHINES`.
+        traits: Of the worker.
+        pid: Of the worker, in the namespace that it sees.
+    """
+    decisions = _decisions(machine, traits, pid)
+    # Neighbours of one fate are one leaf: (first number, decision).
+    leaves: List[Tuple[int, _Decision]] = []
+    for number in range(max(decisions) + 2):
+        decision = decisions.get(number, _ENOSYS)
+        if not leaves or leaves[-1][1] != decision:
+            leaves.append((number, decision))
+    head = [
+        _Instruction(_LOAD, 0, 0, _ARCHITECTURE),
+        _Instruction(_IF_EQUAL, 1, 0, _AUDIT_ARCH[machine]),
+        _Instruction(_RETURN, 0, 0, KILL),
+        _Instruction(_LOAD, 0, 0, _NUMBER),
+    ]
+    if machine == "x86_64":
+        head += [_Instruction(_IF_AT_LEAST, 0, 1, _X32_BIT), _Instruction(_RETURN, 0, 0, KILL)]
+    return (*head, *_tree(leaves))
+
+
+def _tree(leaves: Sequence[Tuple[int, _Decision]]) -> List[_Instruction]:
+    if len(leaves) == 1:
+        return _leaf(leaves[0][1])
+    middle = len(leaves) // 2
+    low, high = _tree(leaves[:middle]), _tree(leaves[middle:])
+    # A conditional jump reaches 255 instructions, the other one any number.
+    return [
+        _Instruction(_IF_AT_LEAST, 0, 1, leaves[middle][0]),
+        _Instruction(_JUMP, 0, 0, len(low)),
+        *low,
+        *high,
+    ]
+
+
+def _leaf(decision: _Decision) -> List[_Instruction]:
+    if isinstance(decision, int):
+        return [_Instruction(_RETURN, 0, 0, decision)]
+    matching, others = _leaf(decision.matching), _leaf(decision.others)
+    code = [_Instruction(_LOAD, 0, 0, _ARGUMENTS + 8 * decision.argument)]  # little-endian: the low half is first
+    if decision.mask is not None:
+        code.append(_Instruction(_AND, 0, 0, decision.mask))
+    for place, value in enumerate(decision.values):
+        code.append(_Instruction(_IF_EQUAL, len(decision.values) - place, 0, value))
+    code.append(_Instruction(_JUMP, 0, 0, len(matching)))
+    return [*code, *matching, *others]
+
+
+def install(machine: str, traits: Traits, pid: int) -> None:
+    """Put the filter on this thread and all that it starts.
+
+    Raises:
+        OSError: The kernel refused.
+    """
+    instructions = program(machine, traits, pid)
+    code = b"".join(struct.pack("HBBI", *instruction) for instruction in instructions)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    # struct sock_fprog: a length, and after padding a pointer.
+    header = struct.pack("HxxxxxxQ", len(instructions), ctypes.addressof(buffer))
+    prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    system_call("seccomp", _SECCOMP[machine], _SET_MODE_FILTER, 0, ctypes.c_char_p(header))
