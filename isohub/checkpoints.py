@@ -227,6 +227,7 @@ def _file_in(directory: Path, name: str, source: _Source, hashes: Hashes, *, pro
             # Whoever had the lock before may have placed it; then many can read it at once.
             if _is_usable(target, source, hashes):
                 continue
+            _say_whose(target, source)
             with _finished(source, target, hashes, progress=progress) as (file, sha256):
                 place(file, target, Origin(source.key, source.shown, sha256))
             yield found
@@ -240,9 +241,15 @@ def _is_usable(target: Path, source: _Source, hashes: Hashes) -> bool:
     if origin is None:  # the user's own: never replaced
         _check_file(target, hashes)
         return True
-    if origin.key != source.key:
-        _log.warning("%s is of %s, not of %s", target, origin.url, source.shown)
     return origin.key == source.key and not origin.rejected and hashes.fit(origin.sha256)
+
+
+def _say_whose(target: Path, source: _Source) -> None:
+    """Say that another URL's file is replaced. Of a query, which may be a signature, only that it is another."""
+    origin = origin_of(target) if target.exists() else None
+    if origin is not None and origin.key != source.key:
+        of = source.shown if origin.url != source.shown else "this query"
+        _log.warning("%s is of %s, not of %s: it is downloaded again", target, origin.url, of)
 
 
 def _check_file(path: Path, hashes: Hashes) -> None:
@@ -268,25 +275,37 @@ def _finished(source: _Source, target: Path, hashes: Hashes, *, progress: bool) 
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target.parent))
     with workspace(target.parent) as directory:
         part = directory / "part"
-        if source.path is not None:
-            _copy_local(source.path, part)
-            sha256, _ = hash_file(part)
-            hashes.check(sha256, source.shown)
-        else:
-            with HttpClient(Credentials()) as client, url_hints():
-                sha256 = download(
-                    client,
-                    source.text,
-                    part,
-                    name=target.name,
-                    limit_bytes=WEIGHTS_LIMIT_BYTES,
-                    progress=progress,
-                    hash_prefix=hashes.prefix,
-                ).sha256
-        with part.open("rb") as stream, (directory / "mode").open("x") as ordinary:
-            os.fchmod(stream.fileno(), os.fstat(ordinary.fileno()).st_mode & 0o777)
-            os.fsync(stream.fileno())
+        with _write_errors(target):
+            if source.path is not None:
+                _copy_local(source.path, part)
+                sha256, _ = hash_file(part)
+                hashes.check(sha256, source.shown)
+            else:
+                with HttpClient(Credentials()) as client, url_hints():
+                    sha256 = download(
+                        client,
+                        source.text,
+                        part,
+                        name=target.name,
+                        limit_bytes=WEIGHTS_LIMIT_BYTES,
+                        progress=progress,
+                        hash_prefix=hashes.prefix,
+                    ).sha256
+            with part.open("rb") as stream, (directory / "mode").open("x") as ordinary:
+                os.fchmod(stream.fileno(), os.fstat(ordinary.fileno()).st_mode & 0o777)
+                os.fsync(stream.fileno())
         yield part, sha256
+
+
+@contextmanager
+def _write_errors(target: Path) -> Iterator[None]:
+    """Name the file where the kernel does not: of a full disk it says the number alone."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(target)) from error
 
 
 def _copy_local(path: Path, target: Path) -> None:

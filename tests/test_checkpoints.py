@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import logging
@@ -396,6 +397,21 @@ def test_a_damaged_zip_is_not_kept(server: FileServer) -> None:
         assert server.count() == count
 
 
+def test_a_zip_of_something_else_is_not_kept(server: FileServer) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in ("one.txt", "two.txt"):
+            archive.writestr(name, "no weights")
+    url = server.add("/m.pth", buffer.getvalue())
+    for count in (1, 2):
+        with pytest.raises(IntegrityError, match=r"weights_only=True: file in archive is not in a subdir") as raised:
+            load_state_dict_from_url(url)
+        assert "anew" in (raised.value.hint or "")
+        assert server.count() == count
+    server.replace("/m.pth", NEW)
+    assert total(load_state_dict_from_url(url)) == SUM
+
+
 @pytest.mark.parametrize("in_a_directory", [False, True])
 def test_what_another_answer_would_not_mend_is_kept(
     server: FileServer, place: Path, monkeypatch: pytest.MonkeyPatch, in_a_directory: bool
@@ -474,6 +490,43 @@ def test_a_file_that_is_not_there(server: FileServer, place: Path) -> None:
         assert "look at the URL" in (raised.value.hint or "")
 
 
+def test_a_full_disk_is_named(server: FileServer, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = server.add("/m.pth", NEW)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as write(2) has it, without a name
+
+    monkeypatch.setattr("isohub.repos.transfer._write", full)
+    for act in (
+        lambda: download_url_to_file(url, place / "m"),
+        lambda: load_state_dict_from_url(url, model_dir=place, file_name="m"),
+    ):
+        with pytest.raises(OSError, match="No space left on device") as raised:
+            act()
+        assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(place / "m"))
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "hint"),
+    [
+        (Fault(status=429, headers={"Retry-After": "9999"}), "wait"),
+        (Fault(status=403, headers={"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "99999999999"}), "wait"),
+        (Fault(status=300), "look at the URL"),
+        (Fault(reset=0), "check the network and the proxy settings (HTTPS_PROXY)"),
+    ],
+    ids=["429", "403", "300", "reset"],
+)
+def test_a_hint_speaks_of_the_file_and_of_no_commit(server: FileServer, place: Path, fault: Fault, hint: str) -> None:
+    url = server.add("/m.pth", b"content", etag=None)
+    server.fail("/m.pth", fault)
+    for act in (lambda: load_state_dict_from_url(url), lambda: download_url_to_file(url, place / "m")):
+        with pytest.raises(SourceUnavailableError) as raised:
+            act()
+        assert (raised.value.hint or "").startswith(hint)
+        assert "commit" not in str(raised.value)
+
+
 @pytest.mark.filterwarnings("ignore:'torch.load' received a zip")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_torchscript_is_a_program(server: FileServer) -> None:
@@ -538,11 +591,19 @@ def test_two_urls_of_one_name_do_not_meet(server: FileServer, place: Path, caplo
         assert total(load_state_dict_from_url(two, model_dir=place)) == 2
     assert server.count() == 4
     assert f"is of {two}, not of {one}" in caplog.text
+    assert len(caplog.messages) == 3  # each is said once
+    caplog.clear()
+    assert total(load_state_dict_from_url(two + "?signature=s3cret", model_dir=place)) == 2
+    (said,) = caplog.messages
+    assert f"is of {two}, not of this query" in said
+    assert "s3cret" not in said
+    assert total(load_state_dict_from_url(two, model_dir=place)) == 2
+    server.forget()
     for _ in range(2):
         assert total(load_state_dict_from_url(one)) == 1
         assert total(load_state_dict_from_url(two)) == 2
         assert total(load_state_dict_from_url(two, model_dir=place)) == 2
-    assert server.count() == 6
+    assert server.count() == 2
     assert names(place) == [".model.pth.isohub", "model.pth"]
 
 

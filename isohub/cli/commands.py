@@ -192,14 +192,19 @@ def trust_add(settings: Settings, /, repo: str) -> None:
 
 @trust.command("rm")
 @click.argument("repo")
+@click.option("-n", "--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
 @output_options
 @pass_settings
-def trust_rm(settings: Settings, /, repo: str) -> None:
+def trust_rm(settings: Settings, /, repo: str, dry_run: bool) -> None:
     """Trust a repo no longer, or one commit of it. REPO may also be as ls prints it."""
     name = _trusted().named(repo).name
-    removed = _trusted().remove_text(repo)
-    words = f"{name} is trusted no longer" if removed else f"{name} was not trusted"
-    settings.output.result({"repo": name, "trusted": False, "removed": removed}, words)
+    gone = [_with_location(entry) for entry in _trusted().would_remove(repo)]
+    removed = not dry_run and _trusted().remove_text(repo)
+    words = f"{name} was not trusted"
+    if gone:
+        words = f"{name} {'would be' if dry_run else 'is'} trusted no longer"
+    found = {"repo": name, "trusted": dry_run and bool(gone), "removed": removed, "dry_run": dry_run, "entries": gone}
+    settings.output.result(found, words, *(f"  {each}" for each in gone if dry_run))
 
 
 @trust.command("ls")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,6 +79,15 @@ class Output:
             *blocks: For people, in order.
             quiet: What a script would want of it, one a line.
         """
+        try:
+            self._write(data, blocks, quiet)
+        except BrokenPipeError:  # click's
+            raise
+        except OSError as error:
+            _drop(self._stdout)
+            raise IsohubError(f"the result cannot be written: {error.strerror or error}") from error
+
+    def _write(self, data: Any, blocks: Sequence[Block], quiet: Sequence[str]) -> None:
         if self.form == "json":
             text = json.dumps(_plain(data), indent=2, allow_nan=False).replace("\x7f", "\\u007f")
             self._stdout.write(text + "\n")
@@ -135,6 +145,19 @@ class Output:
         for row in table.rows:
             drawn.add_row(*(Text(_text(cell), style=cell.style if isinstance(cell, Styled) else "") for cell in row))
         Console(file=self._stdout, markup=False, highlight=False, emoji=False).print(drawn)
+
+
+def _drop(stream: TextIO) -> None:
+    """Let go of what a stream still holds, which Python would try to write once more at its end.
+
+    Source: Python's signal module, "Note on SIGPIPE".
+    """
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    except (OSError, ValueError):  # no file behind it
+        pass
 
 
 def _text(cell: Cell) -> str:

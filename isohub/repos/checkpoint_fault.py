@@ -13,6 +13,7 @@ Source: torch 2.13's ``torch/serialization.py``; PKWARE's APPNOTE.TXT 6.3.10, 4.
 from __future__ import annotations
 
 import pickletools
+import re
 from dataclasses import dataclass
 from itertools import islice
 from typing import IO
@@ -33,7 +34,15 @@ _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _OPCODES_LIMIT = 1_000_000
 # Words of torch.load's RuntimeErrors that are about the file.
 _REFUSED = "weights_only"
-_OF_THE_FILE = (_REFUSED, "PytorchStreamReader", "The file might be corrupted", "Invalid magic number")
+_OF_THE_FILE = (
+    _REFUSED,
+    "PytorchStreamReader",
+    "inline_container",
+    "The file might be corrupted",
+    "Invalid magic number",
+)
+# What comes before torch's words where one of its own checks fails: a place in its source.
+_CHECK = re.compile(r"\A\[enforce fail at [^\]]*\]\s*\.?\s*")
 
 
 @dataclass(frozen=True)
@@ -64,8 +73,8 @@ def fault_of(error: Exception, stream: IO[bytes], *, weights_only: bool) -> Faul
     """
     from pickle import UnpicklingError  # noqa: PLC0415, TID251 - the name of torch.load's error alone
 
-    text = str(error)
-    if isinstance(error, RuntimeError) and not any(words in text for words in _OF_THE_FILE):
+    text = _CHECK.sub("", str(error))
+    if isinstance(error, RuntimeError) and not any(words in str(error) for words in _OF_THE_FILE):
         return None
     stream.seek(0)
     head = stream.read(_HEAD_BYTES)

@@ -97,6 +97,13 @@ class _Response(http.client.HTTPResponse):
             if self.fp is head:  # else it was closed
                 self.fp = file
 
+    def _safe_read(self, amt: int) -> bytes:
+        # urllib3 takes a chunk's size from here on, with its sign.
+        if amt < 0:
+            raise http.client.HTTPException("a chunk has a size below zero")
+        data: bytes = super()._safe_read(amt)  # type: ignore[misc]  # not in typeshed
+        return data
+
 
 class _Connection(HTTPConnection):
     response_class = _Response

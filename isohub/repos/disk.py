@@ -35,6 +35,7 @@ __all__ = [
     "flush_directory",
     "flush_file_system",
     "freeze",
+    "gives_no_locks",
     "hold",
     "lock_file",
     "locked",
@@ -220,12 +221,21 @@ def locked(directory: Path, name: str = ".lock") -> Iterator[None]:
         lock.release()
 
 
+# What flock(2) says on network file systems and some of FUSE's.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def gives_no_locks(error: OSError | NotImplementedError) -> bool:
+    """Whether an error of `locked` is about a file system without locks."""
+    # filelock makes a NotImplementedError of ENOSYS.
+    return isinstance(error, NotImplementedError) or error.errno in _NO_LOCKS
+
+
 _HINTS = {
     errno.ENOSPC: "make room (isohub cache prune), or set ISOHUB_HOME to a directory on a disk that has some",
     errno.EFBIG: "a limit on the size of files holds here (ulimit -f); raise it",
     errno.EDQUOT: "make room (isohub cache prune), or set ISOHUB_HOME to a directory without that quota",
-    errno.ENOLCK: "this file system gives no locks: set ISOHUB_HOME to a directory on a local disk",
-    errno.ENOSYS: "this file system gives no locks: set ISOHUB_HOME to a directory on a local disk",
+    **dict.fromkeys(_NO_LOCKS, "this file system gives no locks: set ISOHUB_HOME to a directory on a local disk"),
 }
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import requests
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from isohub.errors import SourceUnavailableError, printable
 from isohub.repos.cancellation import ends_by
@@ -243,6 +243,8 @@ class HttpClient:
             raise stumble(f"{host_in(url)}: {what}", url, error) from without_secrets(error)
         except requests.exceptions.ConnectionError as error:
             text = f"{host_in(url)} cannot be reached, or ended the connection early: {reason(error)}"
+            if any(isinstance(each, ReadTimeoutError) for each in error.args):  # in the middle of a body
+                text = f"{host_in(url)}: nothing came for {READ_TIMEOUT_S:g} s"
             raise stumble(text, url, error) from without_secrets(error)
         except requests.exceptions.ChunkedEncodingError as error:
             text = f"{host_in(url)} ended its answer early: {reason(error)}"

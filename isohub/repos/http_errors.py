@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "TryAgain",
     "authorities",
+    "hint_for_file",
     "host_in",
     "reason",
     "require_plain",
@@ -48,11 +49,14 @@ _USERINFO = re.compile(r"://\S*@")
 # What stands for a port and is none may be a password, whose sign is in the part that is cut off.
 _NO_PORT = re.compile(r"(://[^/\[\]:]*):(?![0-9]*(?:/|$)).*", re.DOTALL)
 # urllib3 begins with the connection, as an object or by its class's name.
-_OBJECT = re.compile(r"<[^<>]* at 0x[0-9a-f]+>(?:: )?|\b\w*Connection(?:Pool)?\(host=[^()]*\): ")
+_OBJECT = re.compile(r"<[^<>]* at 0x[0-9a-f]+>(?:: )?|\b\w*(?:Connection|Pool)\(host=[^()]*\): ")
 _QUERY = re.compile(r"\?[^\s'\")]*")
 # What a proxy says to a CONNECT that it will not do, whenever it is asked.
 _NO_TUNNEL = re.compile(r"Tunnel connection failed: 4(?!08|29)")
-_NETWORK_HINT = "check the network and the proxy settings (HTTPS_PROXY); a commit that is in the store needs no network"
+_COMMIT_ASKS_NOBODY = "; a commit that is in the store needs no network"
+_NETWORK_HINT = f"check the network and the proxy settings (HTTPS_PROXY){_COMMIT_ASKS_NOBODY}"
+_OR_BY_COMMIT = ", or name the full commit id, which needs no request once fetched"
+_SEVERAL_HINT = "name the full commit id, or refs/heads/... or refs/tags/..."
 
 
 class TryAgain(Exception):  # noqa: N818  # a signal between two functions, not an error
@@ -92,9 +96,9 @@ def status_error(
             text += time.strftime("; it answers again at %Y-%m-%d %H:%M:%S UTC", time.gmtime(int(reset)))
         elif wait_s is not None:
             text += f"; it asks to wait {wait_s:.0f} s"
-        hint = "wait, or name the full commit id, which needs no request once fetched"
+        hint = f"wait{_OR_BY_COMMIT}"
         if token is not None and sent is None:
-            hint = f"set {token} for a higher limit, or name the full commit id, which needs no request once fetched"
+            hint = f"set {token} for a higher limit{_OR_BY_COMMIT}"
         limited = SourceUnavailableError(text, hint=hint, url=shown(url), status=status, passing=True)
         return TryAgain(limited, wait_s)
     phrase = printable(response.reason or "", limit_chars=80, newlines=False)
@@ -106,10 +110,17 @@ def status_error(
         refused_hint = f"it may be private: {f'set {token}, or ' if token else ''}put the password into ~/.netrc"
     elif status == 300:
         text += ": the name means several things there"
-        refused_hint = "name the full commit id, or refs/heads/... or refs/tags/..."
+        refused_hint = _SEVERAL_HINT
     passing = status in _RETRIED_STATUSES or status >= 500
     error = SourceUnavailableError(text, hint=refused_hint, url=shown(url), status=status, passing=passing)
     return TryAgain(error, wait_s) if status in _RETRIED_STATUSES else error
+
+
+def hint_for_file(hint: str | None) -> str | None:
+    """What is left of a hint where a file was asked for, which has no commit."""
+    if hint is None or hint == _SEVERAL_HINT:
+        return None
+    return hint.removesuffix(_OR_BY_COMMIT).removesuffix(_COMMIT_ASKS_NOBODY)
 
 
 def _retry_after_s(value: str | None) -> float | None:

@@ -29,7 +29,7 @@ from urllib.parse import quote
 import msgspec
 
 from isohub.errors import LockMismatchError, SourceUnavailableError, TrustError, printable
-from isohub.repos.disk import locked
+from isohub.repos.disk import gives_no_locks, locked
 from isohub.repos.lock_format import (
     LIMIT_BYTES,
     Entries,
@@ -432,11 +432,13 @@ class Lockfile:
 
     def _unusable(self, done: str, error: OSError | NotImplementedError) -> SourceUnavailableError:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        hint = "make it readable, or name another: --lockfile PATH"
+        if done == "written":
+            hint = "name a file in a directory that can be written: --lockfile PATH"
+            if gives_no_locks(error):
+                hint = "this file system gives no locks: name a file on a local disk: --lockfile PATH"
         return SourceUnavailableError(
-            f"the lockfile {self._shown} cannot be {done}: {printable(reason, newlines=False)}",
-            hint="name a file in a directory that can be written: --lockfile PATH"
-            if done == "written"
-            else "make it readable, or name another: --lockfile PATH",
+            f"the lockfile {self._shown} cannot be {done}: {printable(reason, newlines=False)}", hint=hint
         )
 
 

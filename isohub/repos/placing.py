@@ -40,9 +40,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["Origin", "directory_lock", "origin_of", "place", "reject", "workspace"]
+__all__ = ["Origin", "PlacedRecord", "directory_lock", "origin_of", "place", "placed_name", "reject", "workspace"]
 
 _log = logging.getLogger("isohub.repos")
+_RECORD = re.compile(r"\.(?P<name>.+)\.isohub", re.DOTALL)
 _WORKSPACE = re.compile(r"\.isohub-[0-9a-f]{16}")
 
 
@@ -62,7 +63,7 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rejected: bool = False
 
 
-class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PlacedRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The record beside a file. `stamp` is of the last origin's file, None while it is being placed."""
 
     format: Literal[1]
@@ -76,7 +77,7 @@ def origin_of(file: Path) -> Origin | None:
     Raises:
         OSError: It cannot be read.
     """
-    record = read_record(_record_path(file), _Record)
+    record = read_record(_record_path(file), PlacedRecord)
     if record is None or not record.origins:
         return None
     if not file.is_symlink() and Stamp.of(file.stat()) == record.stamp:
@@ -86,7 +87,7 @@ def origin_of(file: Path) -> Origin | None:
     if found is not None and not file.is_symlink():
         try:
             with workspace(file.parent) as space:
-                _write(space, file, _Record(1, (found,), stamp))
+                _write(space, file, PlacedRecord(1, (found,), stamp))
         except OSError as error:
             _log.debug("where %s came from could not be written down: %s", file, error)
     return found
@@ -104,11 +105,11 @@ def place(source: Path, file: Path, origin: Origin) -> None:
         OSError: The disk refused. Under the name is what was there before, or the new file.
     """
     space = source.parent
-    record = read_record(_record_path(file), _Record)
+    record = read_record(_record_path(file), PlacedRecord)
     before = () if record is None else record.origins
-    _write(space, file, _Record(1, (*before, origin), None))
+    _write(space, file, PlacedRecord(1, (*before, origin), None))
     source.replace(file)
-    _write(space, file, _Record(1, (origin,), Stamp.of(file.lstat())))
+    _write(space, file, PlacedRecord(1, (origin,), Stamp.of(file.lstat())))
 
 
 def reject(file: Path) -> bool:
@@ -126,7 +127,7 @@ def reject(file: Path) -> bool:
     rejected = msgspec.structs.replace(origin, rejected=True)
     with workspace(file.parent) as space:
         # Without a stamp: should the user put another file there now, its content tells.
-        _write(space, file, _Record(1, (rejected,), None))
+        _write(space, file, PlacedRecord(1, (rejected,), None))
     return True
 
 
@@ -192,10 +193,16 @@ def _sweep(directory: Path) -> None:
             os.close(descriptor)
 
 
-def _write(space: Path, file: Path, record: _Record) -> None:
+def _write(space: Path, file: Path, record: PlacedRecord) -> None:
     # By way of the workspace: whoever is killed leaves nothing beside the file.
     write_record(space / "record", record)
     (space / "record").replace(_record_path(file))
+
+
+def placed_name(record: Path) -> str | None:
+    """The name of the file that a record is of, by the record's own; None if it is none."""
+    match = _RECORD.fullmatch(record.name)
+    return None if match is None else match["name"]
 
 
 def _record_path(file: Path) -> Path:

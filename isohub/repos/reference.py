@@ -216,7 +216,8 @@ def _checked_github_name(given: _Text, part: str, name: str) -> str:
     allowed = "letters, digits, '-', '_' and '.'"
     if not _GITHUB_NAME.fullmatch(name):
         before, at, ref = name.partition("@")
-        hint = f"a ref follows a colon: {before}:{ref}" if part == "repo" and at and before and ref else None
+        is_ref = part == "repo" and at and before and ref and "@" in given.shown
+        hint = f"a ref follows a colon: {given.shown.replace('@', ':', 1)}" if is_ref else None
         given.refuse(part, f"is {name!r}" if name else "is empty", allowed, hint)
     if name in (".", "..") or (part == "owner" and name.startswith("-")) or name.lower().endswith(".git"):
         given.refuse(part, f"is {name!r}, which GitHub does not allow", allowed)
@@ -236,6 +237,8 @@ def _parse_short(given: _Text, source: SourceName | None) -> Reference:
         hint = None
         if Path(name).is_dir():
             hint = f"for the directory, write ./{name} or pass source='local'"
+        elif not colon and re.fullmatch(r"[\w.-]+/[\w.-]+@.+", name):
+            hint = f"a ref follows a colon: {given.shown.replace('@', ':', 1)}"
         elif len(parts) > 2 and "." in parts[0]:
             hint = f"for another host, write https://{name}"
         elif re.fullmatch(r"[\w.-]+@[\w.-]+:[^:]+:[^:]+", body):

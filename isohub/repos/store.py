@@ -196,7 +196,8 @@ class Store:
                     self._bring(pin, place, progress=progress)
                 elif self._to_be_validated(pin):
                     _mark_validated(*known)
-            found = self.lookup(pin)
+                # While the lock is held nobody removes it.
+                found = self.lookup(pin)
             if found is None:
                 raise OSError(errno.EIO, "the checkout was removed while it was made", str(place))
             self._remember(pin)

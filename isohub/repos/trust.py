@@ -164,17 +164,16 @@ class Trust:
         """
         with self._locked():
             entries = self._read()
-            of_repo = {entry for entry in entries if (entry.host, entry.owner, entry.repo) == (host, owner, repo)}
-            gone = of_repo if commit is None else {entry for entry in of_repo if entry.commit == commit}
-            if commit is not None and any(entry.commit is None for entry in of_repo):
-                raise TrustError(
-                    f"{owner}/{repo} on {host} is trusted as a whole, so removing {commit} alone changes nothing",
-                    repo=f"{owner}/{repo}",
-                    hint="remove the whole repo, then add the commits that you trust",
-                )
+            gone = _removal(entries, (host, owner, repo), commit)
             if gone:
                 self._write(entries - gone)
         return bool(gone)
+
+    def would_remove(self, text: str) -> tuple[TrustEntry, ...]:
+        """The entries that `remove_text` would take away, sorted; raises as it does, and writes nothing."""
+        named = self.named(text)
+        gone = _removal(self._read(), (named.host, named.owner, named.repo), named.commit)
+        return tuple(sorted(gone, key=lambda entry: entry.name))
 
     def remove_text(self, text: str) -> bool:
         """Ends trust in what a text names. Returns whether there was any; takes and raises as `named` and `remove`."""
@@ -218,11 +217,12 @@ class Trust:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout as error:
-            raise self._unreliable(f"is locked by another process for more than {_LOCK_TIMEOUT_S:.0f} s") from error
+            why = f"is locked by another process for more than {_LOCK_TIMEOUT_S:.0f} s"
+            raise self._unchanged(why, "try again") from error
         except (OSError, NotImplementedError) as error:  # the second is filelock's word for a disk without locks
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             hint = "set ISOHUB_HOME to a directory on a local disk that can be written"
-            raise self._unreliable(f"cannot be locked and written: {reason}", hint) from error
+            raise self._unchanged(f"cannot be locked and written: {reason}", hint) from error
         try:
             yield
         finally:
@@ -233,6 +233,11 @@ class Trust:
             f"the trusted list {self.file} {printable(why, limit_chars=500, newlines=False)}; nothing is trusted",
             hint=hint or f"look at {self.file}; if you cannot tell what it should hold, delete it and trust anew",
         )
+
+    def _unchanged(self, why: str, hint: str) -> TrustError:
+        """The error for a list that is sound and could not be written: who was trusted still is."""
+        shown = printable(why, limit_chars=500, newlines=False)
+        return TrustError(f"the trusted list {self.file} {shown}; it is as it was", hint=hint)
 
     def _read(self) -> frozenset[TrustEntry]:
         try:
@@ -264,7 +269,7 @@ class Trust:
     def _write(self, entries: frozenset[TrustEntry]) -> None:
         content = _text(entries)
         if len(content) > _LIMIT_BYTES:
-            raise self._unreliable(f"would be larger than {_LIMIT_BYTES} bytes")
+            raise self._unchanged(f"would be larger than {_LIMIT_BYTES} bytes", "isohub trust rm takes entries away")
         staging = self.file.with_name(f".{self.file.name}.{uuid.uuid4().hex}")
         try:
             descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -275,7 +280,25 @@ class Trust:
             staging.replace(self.file)
         except OSError as error:
             staging.unlink(missing_ok=True)
-            raise self._unreliable(f"cannot be written: {error.strerror}") from error
+            hint = "make room, or set ISOHUB_HOME to a directory that can be written"
+            raise self._unchanged(f"cannot be written: {error.strerror}", hint) from error
+
+
+def _removal(
+    entries: frozenset[TrustEntry], identity: tuple[str, str, str], commit: str | None
+) -> frozenset[TrustEntry]:
+    """What goes when trust in a repo, or in one commit of it, ends."""
+    of_repo = frozenset(entry for entry in entries if (entry.host, entry.owner, entry.repo) == identity)
+    if commit is None:
+        return of_repo
+    if any(entry.commit is None for entry in of_repo):
+        host, owner, repo = identity
+        raise TrustError(
+            f"{owner}/{repo} on {host} is trusted as a whole, so removing {commit} alone changes nothing",
+            repo=f"{owner}/{repo}",
+            hint="remove the whole repo, then add the commits that you trust",
+        )
+    return frozenset(entry for entry in of_repo if entry.commit == commit)
 
 
 def _no_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,9 @@
   4. Leftovers are no damage: `isohub.repos.inventory` names them, and nobody reads them.
   5. The record has one hash for a tree. Which file of it is damaged is guessed from what the kernel alone writes:
      what was changed after the record was. A disk that loses bytes changes no time, and then nobody knows.
-  6. Others may be writing. What looks damaged is looked at again under its writer's lock; what is gone by
+  6. Files that were placed in ``checkpoints`` under a name of the caller's are his to change, and so is what becomes of
+     them: another content than was placed is told, and removed only if nobody has written to the file since.
+  7. Others may be writing. What looks damaged is looked at again under its writer's lock; what is gone by
      then never was damaged.
 
 It reads only; the one thing that it makes is a lock file where there was none. Runs in the caller. Trust:
@@ -38,6 +40,7 @@ from isohub.repos.disk import disk_errors, hold, locked
 from isohub.repos.inventory import CHECKOUT_NAME, decode_component, partial_key
 from isohub.repos.layout import CHECKOUT_RECORD, REFS_RECORD, CheckoutRecord, Resolutions, weights_dir
 from isohub.repos.measure import measure
+from isohub.repos.placing import PlacedRecord, directory_lock, placed_name
 from isohub.repos.records import read_record
 from isohub.repos.trust import Trust
 from isohub.repos.weights_entry import WeightsEntry
@@ -112,6 +115,7 @@ def verify(root: Path) -> list[Damage]:
                     continue
                 found += _twice(partial(_entry, root, path, blobs), downloads, f"{path.name}.lock")
         found += _partials(downloads)
+        found += _placed(root / "checkpoints")
         found += [_unexpected(path) for path in _entries(root / "weights") if path.name not in _WEIGHTS_DIRECTORIES]
         try:
             Trust(root).entries()
@@ -288,6 +292,38 @@ def _partials(directory: Path) -> list[Damage]:
             found += _lock_file(path)
         elif partial_key(path) is None and not path.name.startswith("."):
             found.append(_unexpected(path))
+    return found
+
+
+def _placed(directory: Path) -> list[Damage]:
+    """Files that were placed under names of the caller's, by the records beside them."""
+    found = []
+    for path in _entries(directory):
+        name = placed_name(path)
+        if name is None or not _placed_file(path, directory / name):
+            continue
+        with directory_lock(directory, exclusive=False):
+            found += _placed_file(path, directory / name)
+    return found
+
+
+def _placed_file(path: Path, file: Path) -> list[Damage]:
+    if _kind(path) == "nothing":  # gone meanwhile
+        return []
+    record, found = _record(path, PlacedRecord, path)
+    if record is None or not record.origins or _kind(file) != "file":
+        return found
+    _log.info("verifying %s", file)
+    try:
+        digest, stamp = hash_file(file)
+    except FileNotFoundError:
+        return found
+    except OSError as error:
+        return [*found, Damage(file, "unreadable", "a file that can be read", error.strerror or str(error), None)]
+    if all(origin.sha256 != digest for origin in record.origins):
+        # Nobody wrote to it, so the disk did not keep it; else its user may have meant it.
+        unit = file if stamp == record.stamp else None
+        found.append(Damage(file, "content", record.origins[-1].sha256, digest, unit))
     return found
 
 

@@ -45,7 +45,7 @@ _HASH_IN_NAME = re.compile(r"-([a-f0-9]{8,64})(?=\.)")
 _EXTENSION = re.compile(r"\.[A-Za-z0-9]{1,12}")
 _PREFIX = re.compile(r"[0-9a-f]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_NOT_THERE = frozenset({404, 410})
+_NOT_THERE = frozenset({300, 404, 410})
 
 
 @dataclass(frozen=True)
@@ -193,10 +193,13 @@ class Hashes:
 
 @contextmanager
 def url_hints() -> Iterator[None]:
-    """Say what helps where a server knows no such file."""
+    """Say what helps where a file was asked for and not a commit."""
     try:
         yield
     except SourceUnavailableError as error:
+        from isohub.repos.http_errors import hint_for_file  # noqa: PLC0415 - whoever asked a server has it already
+
+        error.hint = hint_for_file(error.hint)
         if error.status in _NOT_THERE and error.hint is None:
             error.hint = "look at the URL: the file is gone, was never there, or is shown only to whom may see it"
         raise

@@ -186,6 +186,26 @@ def test_trust_is_taken_back_by_the_name_that_is_shown(isohub_here: Run, tmp_pat
     assert "hint: isohub trust ls shows what is trusted" in refused.stderr
 
 
+def test_a_dry_run_takes_no_trust_back(isohub_here: Run) -> None:
+    commit = "a" * 40
+    for repo in ("owner/repo", f"owner/repo:{commit}", "owner/other"):
+        isohub_here("trust", "add", repo)
+    names = ["github.com/owner/repo", f"github.com/owner/repo@{commit}"]
+    for option in ("--dry-run", "-n"):
+        said = isohub_here("trust", "rm", "owner/repo", option).stdout.splitlines()
+        assert said == ["github.com/owner/repo would be trusted no longer", *(f"  {name}" for name in names)]
+    found = json.loads(isohub_here("trust", "rm", "owner/repo", "-n", "--json").stdout)
+    assert found == {"repo": names[0], "trusted": True, "removed": False, "dry_run": True, "entries": names}
+    refused = isohub_here("trust", "rm", f"owner/repo:{commit}", "-n")
+    assert refused.returncode == 1
+    assert "trusted as a whole" in refused.stderr
+    assert len(isohub_here("trust", "ls", "-q").stdout.splitlines()) == 3
+    assert "was not trusted" in isohub_here("trust", "rm", "owner/none", "-n").stdout
+    found = json.loads(isohub_here("trust", "rm", "owner/repo", "--json").stdout)
+    assert (found["removed"], found["trusted"], found["entries"]) == (True, False, names)
+    assert isohub_here("trust", "ls", "-q").stdout == "github.com/owner/other\n"
+
+
 def test_a_damaged_list_trusts_nobody(isohub_here: Run, tmp_path: Path) -> None:
     (tmp_path / "isohub-home").mkdir()
     (tmp_path / "isohub-home" / "trust.json").write_text("{")

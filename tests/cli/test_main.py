@@ -140,6 +140,17 @@ def test_interrupted(hub: Callable[[str], str]) -> None:
     assert eventually(lambda: all(gone(child.pid) for child in started))
 
 
+@pytest.mark.parametrize("form", [[], ["--json"], ["-q"]])
+def test_a_full_disk_is_an_error_in_words(form: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "isohub", "cache", "dir", *form]
+    environment = {**os.environ, "ISOHUB_HOME": str(tmp_path)}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    assert done.returncode == 1
+    said = json.loads(done.stderr)["error"]["message"] if form == ["--json"] else done.stderr
+    assert said.strip() in {f"{head}the result cannot be written: No space left on device" for head in ("", "error: ")}
+
+
 def test_a_closed_pipe_is_no_error(hub: Callable[[str], str]) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "isohub", "inspect", hub("many_entrypoints"), "--json"],

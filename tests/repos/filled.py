@@ -1,12 +1,14 @@
-"""A store with a bit of everything: checkouts of two repos, weights of two scopes and the caller's, trust."""
+"""A store with a bit of everything: checkouts of two repos, weights of two scopes and the caller's, a placed file, trust."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from isohub.repos.blobs import hash_file
 from isohub.repos.credentials import Credentials
 from isohub.repos.pins import Checkout
+from isohub.repos.placing import Origin, place, workspace
 from isohub.repos.reference import parse
 from isohub.repos.store import Store
 from isohub.repos.trust import Trust
@@ -80,4 +82,9 @@ def fill(root: Path, github: GitHubServer, files: FileServer, repos: Path) -> Fi
         for url, whose in zip(urls, (scope, other_scope, scope, CALLER), strict=True)
     ]
     Trust(root).add(*scope, one.commit)
+    directory = root / "checkpoints"
+    directory.mkdir()
+    with workspace(directory) as space:
+        (space / "part").write_bytes(b"placed" * 50)
+        place(space / "part", directory / "placed.pth", Origin("0" * 64, urls[0], hash_file(space / "part")[0]))
     return Filled(root, one, two, third, found[0], found[2], found[3])

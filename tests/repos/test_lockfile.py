@@ -396,8 +396,9 @@ def test_a_disk_that_refuses(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", no_locks)  # as NFS without its lock daemon answers
-    with pytest.raises(SourceUnavailableError, match="No locks available"):
+    with pytest.raises(SourceUnavailableError, match="No locks available") as raised:
         Lockfile(path).check(checkout())
+    assert "local disk" in (raised.value.hint or "")
     assert not path.exists()
 
 

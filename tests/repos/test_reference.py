@@ -386,6 +386,15 @@ def test_a_revision_s_suffix_gets_a_hint(text: str, tmp_path: Path, monkeypatch:
     assert "git rev-parse" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize("text", ["o/r@v1", "o/r@feature/x", "o/r@v1#subdirectory=d"])
+def test_a_ref_after_an_at_sign_gets_a_hint(text: str) -> None:
+    with pytest.raises(InvalidReferenceError) as caught:
+        parse(text)
+    written = text.replace("@", ":")
+    assert caught.value.hint == f"a ref follows a colon: {written}"
+    assert str(parse(written)) == written
+
+
 def test_an_at_sign_for_a_colon_gets_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "clone").mkdir()
     monkeypatch.chdir(tmp_path)

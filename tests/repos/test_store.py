@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -461,7 +462,7 @@ def test_locks_that_a_file_system_does_not_give(
 
     pin = store.resolve(parse("o/r:v1"))
     real = fcntl.flock
-    for code in (37, 38):  # ENOLCK, ENOSYS
+    for code in (37, 38, 95):  # ENOLCK, ENOSYS, EOPNOTSUPP
 
         def refuse(descriptor: int, operation: int, code: int = code) -> None:
             if operation & (fcntl.LOCK_EX | fcntl.LOCK_SH):
@@ -633,6 +634,24 @@ def test_a_checkout_in_use_cannot_be_claimed(github: GitHubServer, repo: GitRepo
     waiting.join(30)
     assert len(raised) == 1
     with pytest.raises(FileNotFoundError):
+        store.hold(checkout)
+
+
+def test_a_checkout_that_is_removed_at_once_was_there(
+    github: GitHubServer, repo: GitRepo, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pin = store.resolve(parse("o/r:v1"))
+    real = store_module.locked
+
+    @contextmanager
+    def locked_and_pruned(directory: Path, *names: str) -> Iterator[None]:
+        with real(directory, *names):
+            yield
+        remove_tree(directory / pin.commit)  # whoever prunes waits for the lock and then does this
+
+    monkeypatch.setattr(store_module, "locked", locked_and_pruned)
+    checkout = store.fetch(pin)
+    with pytest.raises(FileNotFoundError):  # which its caller fetches again for
         store.hold(checkout)
 
 

@@ -391,3 +391,22 @@ def test_a_disk_without_locks_is_an_error(trust, monkeypatch):
         trust.add(HOST, "c", "d")
     assert trust.allows(HOST, "a", "b", C1)
     assert not trust.allows(HOST, "c", "d", C1)
+
+
+def test_a_list_that_cannot_be_written_stays_as_it_is_and_says_so(trust, monkeypatch):
+    trust.add(HOST, "a", "b")
+    real = os.open
+
+    def full(path, flags, *rest, **options):
+        if flags & os.O_EXCL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return real(path, flags, *rest, **options)
+
+    monkeypatch.setattr(os, "open", full)
+    for change in (lambda: trust.add(HOST, "c", "d"), lambda: trust.remove(HOST, "a", "b")):
+        with pytest.raises(TrustError, match="No space left on device; it is as it was") as raised:
+            change()
+        # Whoever takes trust back must not read that nothing is trusted; nor is there anything to delete.
+        assert "nothing is trusted" not in str(raised.value)
+        assert "delete" not in (raised.value.hint or "")
+    assert trust.allows(HOST, "a", "b", C1)

@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isohub.repos import http
+from isohub.repos.blobs import Stamp
 from isohub.repos.disk import remove_tree
 from isohub.repos.inventory import Inventory
 from isohub.repos.layout import CheckoutRecord, weights_dir
+from isohub.repos.placing import PlacedRecord
 from isohub.repos.records import read_record, write_record
 from isohub.repos.reference import parse
 from isohub.repos.removal import carry_out, plan_repair
@@ -80,6 +82,32 @@ def put_back(path: Path, content: bytes) -> None:
     path.chmod(mode)
 
 
+def test_a_placed_file(filled: Filled) -> None:
+    file = filled.root / "checkpoints" / "placed.pth"
+    content = file.read_bytes()
+    flip(file, 7, 1)
+    (damage,) = verify(filled.root)
+    assert (damage.path, damage.what, damage.unit) == (file, "content", None)
+    # It may be what its user wants: it is told, and stays.
+    kept = carry_out(filled.root, plan_repair(Inventory(filled.root), [damage])).kept
+    assert [(each.path, each.reason) for each in kept] == [(file, "only its user can mend it")]
+    # A disk that loses bytes changes no time.
+    record = read_record(file.with_name(".placed.pth.isohub"), PlacedRecord)
+    assert record is not None
+    stamp = Stamp.of(file.lstat())
+    write_record(file.with_name(".placed.pth.isohub"), msgspec.structs.replace(record, stamp=stamp))
+    damages = verify(filled.root)
+    assert [each.unit for each in damages] == [file]
+    carry_out(filled.root, plan_repair(Inventory(filled.root), damages))
+    assert not file.exists()
+    assert verify(filled.root) == []
+    file.write_bytes(content)
+    assert verify(filled.root) == []
+    # One that has no record is nobody's but its user's.
+    (filled.root / "checkpoints" / "mine.pth").write_bytes(b"mine")
+    assert verify(filled.root) == []
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_one_flipped_byte_anywhere(whole: Filled, data: st.DataObject) -> None:
@@ -102,7 +130,18 @@ def test_one_flipped_byte_anywhere(whole: Filled, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["checkout.json", "refs.json", "entry.json", "hubconf.py", "own.pth", "trust.json", "net.py"]
+    "name",
+    [
+        "checkout.json",
+        "refs.json",
+        "entry.json",
+        "hubconf.py",
+        "own.pth",
+        "trust.json",
+        "net.py",
+        "placed.pth",
+        ".placed.pth.isohub",
+    ],
 )
 def test_every_byte_of_each_kind_of_file(whole: Filled, name: str) -> None:
     path = next(path for path in sorted(whole.root.rglob(name)) if path.stat().st_size < 3000 or name == "own.pth")

@@ -60,12 +60,15 @@ class GitSource:
                 return Pin(reference, match.commit, match.name, validated=match.own)
             if not is_sha(ref) or not refs.commits:
                 raise refs.not_found(reference)
+            if is_full_sha(ref):
+                remote.advertisement.refuse_tag(ref.lower(), reference)
             if skip_validation and is_full_sha(ref):
                 return Pin(reference, ref.lower(), None, validated=False)
             found = history(remote, ref.lower(), limit_bytes=PACK_LIMIT_BYTES)
             if len(found) > 1:
                 raise refs.ambiguous(ref, found, reference)
             if not found:
+                remote.advertisement.refuse_tag(ref.lower(), reference)
                 raise refs.not_found(reference, "no commit on its branches and tags has that id")
             return Pin(reference, found[0], None)
 
@@ -120,7 +123,10 @@ class CloneSource:
                 return Pin(reference, match.commit, match.name, validated=match.own)
             if not is_sha(ref):
                 raise refs.not_found(reference)
-            found = objects.commits_like(ref)
+            found, tagged = objects.commits_like(ref)
+            if not found and tagged:
+                # Under the tag's id a lockfile or a list of trust would not know the commit.
+                raise refs.names_tag(reference, tagged[0])
             if len(found) > 1:
                 raise refs.ambiguous(ref, found, reference)
             if not found:

@@ -111,11 +111,11 @@ class GitHubSource:
                 # Private repositories give their archives to the API only.
                 url = f"{_api(reference)}/repos/{reference.owner}/{reference.repo}/zipball/{pin.commit}"
                 if error.status != 404 or not client.has_credentials(url):
-                    raise _named(error, reference, f"commit {pin.commit}") from error
+                    raise _named(self._credentials, error, reference, f"commit {pin.commit}") from error
                 try:
                     download(client, url, path, name=pin.name, limit_bytes=_ARCHIVE_LIMIT_BYTES, progress=progress)
                 except SourceUnavailableError as second:
-                    raise _named(second, reference, f"commit {pin.commit}") from second
+                    raise _named(self._credentials, second, reference, f"commit {pin.commit}") from second
             with path.open("rb") as archive:
                 names_commit = extract_zip(archive, into, origin=url, commit=pin.commit)
             tree = self._tree(client, pin, Path(scratch))
@@ -160,7 +160,7 @@ class GitHubSource:
         except (SourceUnavailableError, PackTooLargeError) as error:
             if isinstance(error, SourceUnavailableError) and error.passing:
                 # What a commit is must not depend on the weather.
-                raise _named(error, reference, f"commit {pin.commit}") from error
+                raise _named(self._credentials, error, reference, f"commit {pin.commit}") from error
             _log.warning(
                 "%s does not show the commit itself, so that TLS alone vouches for what the archive of %s holds: %s",
                 reference.host,
@@ -173,12 +173,14 @@ class GitHubSource:
         try:
             return HttpRemote(client, f"{reference.location}.git")
         except SourceUnavailableError as error:
-            raise _named(error, reference, "repository") from error
+            raise _named(self._credentials, error, reference, "repository") from error
 
     def _pin_of_no_tip(
         self, client: HttpClient, remote: HttpRemote, reference: Reference, sha: str, *, skip_validation: bool
     ) -> Pin:
         refs = remote.advertisement.refs
+        if is_full_sha(sha):
+            remote.advertisement.refuse_tag(sha, reference)
         if skip_validation:
             commit = sha if is_full_sha(sha) else self._full_sha(client, refs, reference, sha)
             _log.warning(
@@ -200,6 +202,7 @@ class GitHubSource:
             return Pin(reference, found[0], None)
         else:
             commit = sha
+        remote.advertisement.refuse_tag(sha, reference)
         why = f"commit {commit} is on none of its {len(tips)} branches and tags, and may live only in a fork"
         if found is None and len(tips) > _COMPARE_LIMIT:
             why = f"commit {commit} is on none of the first {_COMPARE_LIMIT} of its {len(tips)} branches and tags"
@@ -270,15 +273,18 @@ def _json(client: HttpClient, url: str) -> dict[str, Any]:
     return client.request(url, read, headers={"Accept": "application/vnd.github+json"})
 
 
-def _named(error: SourceUnavailableError, reference: Reference, what: str) -> SourceUnavailableError | RefNotFoundError:
+def _named(
+    credentials: Credentials, error: SourceUnavailableError, reference: Reference, what: str
+) -> SourceUnavailableError | RefNotFoundError:
     """The error with the repository's name, and a hint that fits its status."""
     if error.status not in (401, 404, 410, 451):  # 403 is mostly a limit on the rate, and says so itself
         return SourceUnavailableError(error.message, hint=error.hint, **{**error.fields, "reference": str(reference)})
     owner_repo = f"{reference.owner}/{reference.repo}"
     # GitHub answers 401 for repositories that do not exist, so as not to tell which are private.
     hint = "check the spelling; for a private repository set GITHUB_TOKEN, or log in with git or in ~/.netrc"
-    credentials = Credentials()
-    if credentials.tokens() and (token := credentials.token_name(reference.location)):
+    if credentials.anonymous:
+        hint = "check the spelling; it was asked for without anybody's credentials, as all is that a repo asks for"
+    elif credentials.tokens() and (token := credentials.token_name(reference.location)):
         hint = f"check the spelling, and that the token in {token} is valid and may read it"
     if os.path.isdir(owner_repo):  # noqa: PTH112
         hint = f"for the directory of that name write ./{owner_repo} or pass source='local'"

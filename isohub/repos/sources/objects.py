@@ -110,14 +110,16 @@ class Objects:
             sha = target
         return None
 
-    def commits_like(self, prefix: str) -> list[str]:
-        """Commits whose ids start with hex digits, or that a tag with such an id leads to."""
+    def commits_like(self, prefix: str) -> tuple[list[str], list[str]]:
+        """Commits whose ids start with hex digits; and those that a tag with such an id leads to."""
         found: dict[str, None] = {}
-        for name in self._store.iter_prefix(prefix.lower().encode("ascii")):
-            commit = self.peel(name.decode("ascii"))
+        tagged: dict[str, None] = {}
+        for raw_name in self._store.iter_prefix(prefix.lower().encode("ascii")):
+            name = raw_name.decode("ascii")
+            commit = self.peel(name)
             if commit is not None:
-                found[commit] = None
-        return list(found)
+                (found if commit == name else tagged)[commit] = None
+        return list(found), list(tagged)
 
     def reachable(self, tips: Iterable[str]) -> Iterator[str]:
         """Commits that tips lead to, each once.

@@ -150,7 +150,7 @@ def history(remote: Remote, sha: str, *, limit_bytes: int) -> list[str]:
         return []
     found: list[str] = []
     with (
-        tempfile.TemporaryDirectory(prefix="isohub-") as scratch,
+        _temporary(remote.advertisement.base) as scratch,
         received(remote, tips, Path(scratch), depth=None, commits_only=True, limit_bytes=limit_bytes) as (objects, _),
     ):
         for commit in objects.reachable(tips):
@@ -159,6 +159,21 @@ def history(remote: Remote, sha: str, *, limit_bytes: int) -> list[str]:
                 if is_full_sha(sha):
                     break
     return found
+
+
+@contextmanager
+def _temporary(base: str) -> Iterator[str]:
+    """A directory that is not the store's, and whose troubles are not."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="isohub-") as directory:
+            yield directory
+    except OSError as error:
+        raise SourceUnavailableError(
+            f"the history of {base} cannot be kept in {tempfile.gettempdir()} while it is read: "
+            f"{error.strerror or error}",
+            hint="make room there, or set TMPDIR to a directory that has some; a branch or a tag needs no history",
+            url=base,
+        ) from error
 
 
 def tree_of(remote: Remote, commit: str, scratch: Path) -> str:

@@ -11,11 +11,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 
 from isohub.errors import IntegrityError, SourceUnavailableError, printable
 from isohub.repos.naming import ref_problem
 from isohub.repos.sources.refs import Refs
+
+if TYPE_CHECKING:
+    from isohub.repos.reference import Reference
 
 __all__ = [
     "ADVERTISEMENT_LIMIT_BYTES",
@@ -66,6 +69,16 @@ class Advertisement:
         """Object ids of all of them, each once. Pull requests are not the repository's own."""
         names = [name for name in self.objects if name.startswith(("refs/heads/", "refs/tags/"))]
         return list(dict.fromkeys(self.objects[name] for name in names))
+
+    def refuse_tag(self, sha: str, reference: Reference) -> None:
+        """Refuse a full or short SHA that is an annotated tag's.
+
+        Raises:
+            RefNotFoundError: It is.
+        """
+        for name, tag in self.objects.items():
+            if tag.startswith(sha) and name.startswith("refs/tags/") and self.refs.commits[name] != tag:
+                raise self.refs.names_tag(reference, self.refs.commits[name], name)
 
     def wants(self, commit: str) -> tuple[list[str], int | None]:
         """What to ask for, and to which depth, in order to get a commit."""

@@ -150,6 +150,23 @@ class Refs:
             near=commits[:_LISTED],
         )
 
+    def names_tag(self, reference: Reference, commit: str, name: str | None = None) -> RefNotFoundError:
+        """The error for the id of an annotated tag, which `git rev-parse` and `git ls-remote` print for its name.
+
+        Args:
+            reference: Whose `ref` is that id.
+            commit: What the tag is of.
+            name: Full name of the tag, if it is known.
+        """
+        tag = "an annotated tag"
+        if name is not None:
+            tag = f"the annotated tag {printable(name.removeprefix('refs/tags/'), newlines=False)}"
+        return self.not_found(
+            reference,
+            f"it is the id of {tag}, which is no commit",
+            f"name the tag, or the commit that it is of: {commit}",
+        )
+
     def _listed(self) -> str:
         """Some branches, the default one first, and the newest tags by their numbers."""
         heads = "refs/heads/"

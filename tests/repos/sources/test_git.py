@@ -13,6 +13,7 @@ from isohub.repos.measure import measure
 from isohub.repos.pins import Pin
 from isohub.repos.reference import parse
 from isohub.repos.sources import source_for
+from isohub.repos.store import Store
 from tests.servers.git_repo import GitRepo
 from tests.servers.github import Fault, GitHubServer
 
@@ -82,8 +83,28 @@ def test_resolves_shas(repo: GitRepo, url: str) -> None:
         for ref in (sha, sha[:9], sha.upper()):
             for text in (f"{url}@{ref}", f"{repo.path}:{ref}"):
                 assert resolve(text).commit == sha
-    # A tag object's own id leads to its commit.
-    assert resolve(f"{repo.path}:{repo.sha('v2')}").commit == repo.sha("v2^{commit}")
+    # A tag object's own id is no commit's: a second load by a lockfile would find another than is written.
+    for ref in (repo.sha("v2"), repo.sha("v2")[:9]):
+        for text in (f"{url}@{ref}", f"{repo.path}:{ref}"):
+            with pytest.raises(
+                RefNotFoundError, match="id of (?:the|an) annotated tag.*, which is no commit"
+            ) as caught:
+                resolve(text)
+            assert repo.sha("v2^{commit}") in (caught.value.hint or "")
+
+
+def test_a_full_temporary_directory_is_named_and_not_the_store(
+    repo: GitRepo, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    older = repo.sha("main~2")
+    repo.git("tag", "-d", "v1")  # which has it
+    for text in (f"{url}@{older}", f"{url}@{older[:9]}"):
+        with pytest.raises(SourceUnavailableError, match="gone while it is read: No such file") as caught:
+            Store(tmp_path / "store").resolve(parse(text))
+        assert "TMPDIR" in (caught.value.hint or "")
+        assert "ISOHUB_HOME" not in str(caught.value)
+    assert resolve(f"{url}@main").commit == repo.sha("main")
 
 
 @pytest.mark.parametrize("able", [True, False])

@@ -17,6 +17,7 @@ from isohub.repos.credentials import Credentials
 from isohub.repos.measure import measure
 from isohub.repos.pins import Pin
 from isohub.repos.reference import parse
+from isohub.repos.sources import source_for
 from isohub.repos.sources.git import GitSource
 from isohub.repos.sources.github import GitHubSource
 from tests.servers.git_repo import GitRepo
@@ -145,6 +146,21 @@ def test_short_shas_in_the_history(github: GitHubServer, repo: GitRepo) -> None:
     assert sorted(caught.value.near or []) == sorted(same)
     assert resolve(f"o/r:{same[0][:12]}").commit == same[0]
     assert github.count(API) == 0
+
+
+@pytest.mark.parametrize("form", ["o/r:{}", "git+{url}/o/r@{}"])
+def test_the_id_of_an_annotated_tag_is_told_from_a_commit(github: GitHubServer, repo: GitRepo, form: str) -> None:
+    tag, commit = repo.sha("v2"), repo.sha("v2^{commit}")
+    repo.commit(message="on top")
+    for ref, skip_validation in ((tag, False), (tag, True), (tag[:8], False)):
+        reference = parse(form.format(ref, url=github.url))
+        with pytest.raises(RefNotFoundError, match="id of the annotated tag v2, which is no commit") as caught:
+            source_for(reference).resolve(reference, skip_validation=skip_validation)
+        assert commit in (caught.value.hint or "")
+        assert "fork" not in str(caught.value)
+    assert github.count(API) == 0
+    reference = parse(form.format(commit, url=github.url))
+    assert source_for(reference).resolve(reference).commit == commit
 
 
 def test_a_forks_commit_is_refused(
@@ -433,6 +449,18 @@ def test_a_private_repository_by_a_credential_helper(
     assert (fetch(pin, tmp_path) / "hubconf.py").read_text() == "one\n"
     # As the API wants it: the password is a token.
     assert [r.headers["Authorization"] for r in github.requests if "/zipball/" in r.path] == ["Bearer s3cret"]
+
+
+def test_a_repository_that_nobody_asks_for_by_name_has_a_hint_of_its_own(
+    github: GitHubServer, repo: GitRepo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    github.token = "s3cret"
+    monkeypatch.setenv("GITHUB_TOKEN", "wrong")
+    for credentials, said in ((Credentials(), "GITHUB_TOKEN"), (Credentials(anonymous=True), "without anybody's")):
+        with pytest.raises(SourceUnavailableError, match="for you") as caught:
+            GitHubSource(credentials).resolve(parse("o/r:v1"))
+        assert said in (caught.value.hint or "")
+        assert ("token" in (caught.value.hint or "")) is (said == "GITHUB_TOKEN")
 
 
 def test_tokens_are_not_sent_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> None:
