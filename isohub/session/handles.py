@@ -389,8 +389,8 @@ class RemoteModule(torch.nn.Module):
             self._isohub.operate("setattr", "training", mode)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name.endswith("__"):
-            raise AttributeError(name)  # Python's and torch's protocols: asked for often, never remote
+        if _is_a_protocol(name):
+            raise AttributeError(name)
         return self._isohub.operate("getattr", name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -466,7 +466,7 @@ class RemoteObject(_Container):
         return severed(answer, [args, kwargs], remote.link.worker.name)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name.endswith("__"):
+        if _is_a_protocol(name):
             raise AttributeError(name)
         return self._isohub.operate("getattr", name)
 
@@ -549,6 +549,14 @@ def _shown(remote: Remote, operation: str) -> str:
 
 def _joined(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix and name else prefix or name
+
+
+def _is_a_protocol(name: str) -> bool:
+    """Whether Python, torch or a notebook asks of its own accord, and never the remote object.
+
+    What a notebook is given by ``_repr_html_`` and the like it shows unescaped: a worker's page, with its scripts.
+    """
+    return (name.startswith("__") and name.endswith("__")) or name.startswith(("_repr_", "_ipython_"))
 
 
 def _names(remote: Remote) -> list[str]:

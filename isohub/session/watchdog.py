@@ -8,8 +8,9 @@ Rules:
 
 1. One daemon thread a session, from its first confined worker on. While a worker has a question open it looks ten
    times a second; else every two seconds.
-2. The cheap sum first: resident sizes, which count shared pages for each process. Only where that is too much are
-   pages counted by share (``smaps_rollup``).
+2. The cheap sums first, of all workers: processes, processor time, and resident sizes, which count shared pages for
+   each process. Only where that is too much are pages counted by share (``smaps_rollup``), of the largest processes,
+   and for a tenth of the time at most: many processes of one worker must not hide another.
 3. What it cannot read is not there: a process that has ended, or another's.
 
 It cannot see memory that is in no mapping and behind no descriptor of the worker's (descriptors in flight, pages that
@@ -22,6 +23,7 @@ import contextlib
 import os
 import stat
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -41,6 +43,9 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 # More than any worker's limit of processes lets it have.
 _MOST_PROCESSES = 65_536
+# Of one worker; each takes the kernel about five milliseconds where a torch process was forked.
+_MOST_EXACT = 128
+_EXACT_SHARE = 10
 
 
 @dataclass(frozen=True)
@@ -67,23 +72,32 @@ class Usage:
     Attributes:
         processes: Processes and threads.
         cpu_s: Processor time so far, of those that have ended too.
-        memory_bytes: Resident memory, each shared page divided among its users where that had to be known, and memory
-            files that are open.
+        resident_bytes: Of each process, largest first, by its number; pages that several share count for each.
+        file_bytes: Memory files that are open, each once.
     """
 
     processes: int
     cpu_s: float
-    memory_bytes: int
+    resident_bytes: dict[int, int]
+    file_bytes: int
+
+    @property
+    def most_bytes(self) -> int:
+        """Memory, and no less."""
+        return sum(self.resident_bytes.values()) + self.file_bytes
+
+    def memory_bytes(self) -> int:
+        """Memory, each shared page divided among its users. Asks the kernel to look at each page."""
+        return _shared_out_bytes([*self.resident_bytes][:_MOST_EXACT], self.file_bytes)
 
 
-def measure(roots: Iterable[int], exact_above_bytes: int) -> Usage:
+def measure(roots: Iterable[int]) -> Usage:
     """What these processes and their descendants use.
 
     Args:
         roots: Process numbers.
-        exact_above_bytes: Count pages by share if the plain sum is more than this.
     """
-    processes, ticks, resident, seen = 0, 0, 0, []
+    processes, ticks, resident = 0, 0, {}
     for pid in _family(roots):
         try:
             with open(f"/proc/{pid}/stat", "rb") as file:
@@ -93,12 +107,9 @@ def measure(roots: Iterable[int], exact_above_bytes: int) -> Usage:
         # Field 3 of proc(5) is the first after the name.
         ticks += sum(int(field) for field in fields[11:15])
         processes += int(fields[17])
-        resident += int(fields[21]) * _PAGE_BYTES
-        seen.append(pid)
-    files = _memory_file_bytes(seen)
-    if resident + files > exact_above_bytes:
-        resident = _shared_out_bytes(seen, files)
-    return Usage(processes, ticks / _TICKS, resident)
+        resident[pid] = int(fields[21]) * _PAGE_BYTES
+    largest = dict(sorted(resident.items(), key=lambda item: -item[1]))
+    return Usage(processes, ticks / _TICKS, largest, _memory_file_bytes(largest))
 
 
 def _family(roots: Iterable[int]) -> list[int]:
@@ -151,7 +162,7 @@ class Watchdog:
     """The thread, and the workers that it looks at."""
 
     def __init__(self) -> None:
-        self._workers: weakref.WeakSet[Worker] = weakref.WeakSet()
+        self._workers: weakref.WeakKeyDictionary[Worker, float] = weakref.WeakKeyDictionary()  # when to count pages
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -163,7 +174,7 @@ class Watchdog:
         if isinstance(worker.placement.policy, str):
             return  # "none"
         with self._lock:
-            self._workers.add(worker)
+            self._workers[worker] = 0.0
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(
                     target=_run, args=(weakref.ref(self),), name="isohub-watchdog", daemon=True
@@ -188,11 +199,30 @@ class Watchdog:
         """Look at every worker once; whether one of them is busy."""
         with self._lock:
             workers = [worker for worker in self._workers if worker.alive]
-        for worker in workers:
-            excess = _excess(worker)
+        used = [(worker, measure([pid for pid in (worker.pid, worker.init_pid) if pid > 0])) for worker in workers]
+        for worker, usage in used:
+            excess = _counted_excess(worker, usage)
+            if excess is not None:
+                worker.end_for(excess)
+        for worker, usage in used:
+            excess = self._memory_excess(worker, usage)
             if excess is not None:
                 worker.end_for(excess)
         return any(worker.busy for worker in workers)
+
+    def _memory_excess(self, worker: Worker, usage: Usage) -> Excess | None:
+        policy = worker.placement.policy
+        assert not isinstance(policy, str)
+        memory, began = memory_limit_bytes(policy), time.monotonic()
+        if usage.most_bytes <= memory or began < self._workers.get(worker, 0.0):
+            return None
+        used = usage.memory_bytes()
+        ended = time.monotonic()
+        with self._lock:
+            self._workers[worker] = ended + _EXACT_SHARE * (ended - began)
+        if used <= memory:
+            return None
+        return Excess("memory", memory, used, f"used {_size(used)} of memory, and {_size(memory)} are allowed")
 
     def pause(self, busy: bool) -> bool:
         """Wait for the next look; False at the end."""
@@ -213,14 +243,9 @@ def _run(watchdog: Callable[[], Watchdog | None]) -> None:
         del watching
 
 
-def _excess(worker: Worker) -> Excess | None:
+def _counted_excess(worker: Worker, used: Usage) -> Excess | None:
     policy = worker.placement.policy
     assert not isinstance(policy, str)
-    memory = memory_limit_bytes(policy)
-    used = measure([pid for pid in (worker.pid, worker.init_pid) if pid > 0], memory)
-    if used.memory_bytes > memory:
-        words = f"used {_size(used.memory_bytes)} of memory, and {_size(memory)} are allowed"
-        return Excess("memory", memory, used.memory_bytes, words)
     if policy.cpu_time_s is not None and used.cpu_s > policy.cpu_time_s:
         words = f"used {used.cpu_s:.1f} s of processor time, and {policy.cpu_time_s:g} s are allowed"
         return Excess("cpu_time_s", policy.cpu_time_s, used.cpu_s, words)

@@ -25,8 +25,8 @@ import itertools
 import os
 import select
 import socket
-import time
 import struct
+import time
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
