@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.bench import Bench, open_bench
 from benchmarks.calls import measure_calls
+from benchmarks.confinement import measure_confinement
 from benchmarks.measure import Sizes, Table, machine
 from benchmarks.memory import measure_memory
 from benchmarks.page import render, render_table
@@ -29,6 +30,7 @@ PARTS: dict[str, Callable[[Bench], list[Table]]] = {
     "warm_load": measure_warm_load,
     "call": measure_calls,
     "state_dict": measure_state_dict,
+    "confinement": measure_confinement,
     "memory": measure_memory,
     "close": measure_close,
 }
