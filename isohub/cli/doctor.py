@@ -12,7 +12,7 @@ from isohub.cli.options import Settings, output_options, pass_settings
 __all__ = ["doctor"]
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="Say what this machine can give a worker, by trying it.")
 @click.option("--require", type=click.Choice(["default", "all"]), default="default", help="What has to hold.")
 @output_options
 @pass_settings

@@ -1,7 +1,7 @@
 """System calls that Python has no function for, by ctypes: each checked, each error with its number.
 
 `libc.syscall` and `errno` are used as they are: the bindings on PyPI for this layer were read and found wrong
-(stale errno, silent skips; FACTS in docs/decisions/0013-own-ctypes-for-the-kernel.md).
+(docs/decisions/0013-own-ctypes-for-the-kernel.md).
 
 Side: both. Runs on Python 3.8 and up, on x86_64 and aarch64. Source: syscall(2), prctl(2), capabilities(7).
 """
