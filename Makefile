@@ -13,7 +13,11 @@ NO_TESTS := tests/hubs tests/servers tests/__pycache__ tests/conftest.py tests/_
 TESTS := $(filter-out $(SLOW_TESTS) $(NO_TESTS),$(patsubst %/,%,$(sort $(wildcard tests/*/ tests/*.py)))) $(SLOW_TESTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types imports bench clean
+.PHONY: help setup demo test check lint types imports bench fuzz clean
+
+# How long `make fuzz` goes on, whichever ends first; -1 runs are no limit.
+FUZZ_SECONDS ?= 60
+FUZZ_RUNS ?= -1
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +57,14 @@ imports: $(STAMP) ## import-linter
 
 bench: $(STAMP) ## measure; docs/performance.md says what
 	$(BIN)/python -m benchmarks --write docs/performance.md
+
+fuzz: $(STAMP) ## fuzz what the caller reads of a worker, guided by coverage (FUZZ_SECONDS=60 FUZZ_RUNS=-1)
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]' || { \
+		echo "hint: atheris has wheels for CPython 3.11 to 3.13; python -m tests.fuzzing needs none" >&2; exit 1; }
+	@mkdir -p .cache/fuzz .cache/fuzz-findings
+	$(BIN)/python -m tests.fuzzing.guided .cache/fuzz tests/fuzzing/corpus -artifact_prefix=.cache/fuzz-findings/ \
+		-max_total_time=$(FUZZ_SECONDS) -runs=$(FUZZ_RUNS) -print_final_stats=1
 
 clean: ## remove .venv and what the tools keep
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

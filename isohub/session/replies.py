@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from isohub.errors import ProtocolError
+from isohub.errors import ProtocolError, printable
 from isohub.wire.protocol import MAX_PARTS
 
 __all__ = ["Answer", "Fault", "Ready", "Reply", "Want", "read_reply", "read_status"]
@@ -61,6 +61,9 @@ class Want(_Message, tag="want", frozen=True):
 
 Reply = Ready | Answer | Fault | Want
 
+#: What is shown of msgspec's reasons; those that hold no name of the worker's are shorter.
+_LONGEST_REASON_CHARS = 300
+
 _reply_decoder: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
 
 
@@ -85,7 +88,9 @@ def read_reply(body: bytes) -> Reply:
     try:
         return _reply_decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ProtocolError(f"a reply that is none: {error}") from error
+        # Not `from error`: that quotes names and values of the worker's, however long, for a terminal to obey.
+        told = printable(str(error), limit_chars=_LONGEST_REASON_CHARS, newlines=False)
+        raise ProtocolError(f"a reply that is none: {told}") from None
 
 
 def read_status(body: bytes) -> _Status:

@@ -53,9 +53,9 @@ from isohub.session.proxy import AllowListProxy
 from isohub.session.replies import Answer, Fault, Ready, Reply, Want, read_reply, read_status
 from isohub.session.request import Placement
 from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, Claims, copying, open_parcel, unload, viewing
-from isohub.wire.channel import Channel, ChannelClosed
+from isohub.wire.channel import Channel, ChannelClosed, discard
 from isohub.wire.codec import Decoder, Encoder
-from isohub.wire.protocol import MAX_FRAME_BYTES, Conversation, Event, State, close_descriptors
+from isohub.wire.protocol import MAX_FRAME_BYTES, Conversation, Event, State
 
 __all__ = ["Faulted", "Question", "Worker"]
 
@@ -206,7 +206,7 @@ class Worker:
         policy = self.placement.policy
         wanted = not isinstance(policy, str) and policy.network not in ((), "open")
         if len(descriptors) > wanted:
-            close_descriptors(descriptors)
+            discard(descriptors)
             raise ProtocolError("descriptors that were not asked for")
         if descriptors:
             hosts = None if isinstance(policy, str) else policy.proxy_hosts
@@ -334,7 +334,7 @@ class Worker:
         while self._conversation.state is State.BUSY:
             self._stage = _Stage.READING
             reply, descriptors = self._hear_frame()
-            close_descriptors(descriptors)
+            discard(descriptors)
             if isinstance(reply, Want):
                 self._say(Given.interrupted(), reply.wish)
                 continue
@@ -414,7 +414,7 @@ class Worker:
         reply, descriptors = self._hear_frame()
         while isinstance(reply, Want):
             if descriptors:
-                close_descriptors(descriptors)
+                discard(descriptors)
                 raise ProtocolError("descriptors with a wish")
             self._bring(reply, question)
             reply, descriptors = self._hear_frame()
@@ -437,7 +437,7 @@ class Worker:
                 raise ProtocolError("an error with descriptors")
             raise Faulted(reply)
         finally:
-            close_descriptors(descriptors)
+            discard(descriptors)
 
     def _bring(self, want: Want, question: Question) -> None:
         """Have the broker do what the worker wants, and tell it; the question's time and the worker's end count."""
@@ -486,6 +486,8 @@ class Worker:
     def _say(self, given: Given, wish: int) -> None:
         """Tell the worker what came of its wish."""
         try:
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                raise _DeadlinePassed  # a wish after a wish is no way past it either
             body = msgspec.json.encode({"number": self._conversation.number, "wish": wish, **given.message()})
             self._stage = _Stage.SENDING
             self._conversation.give()
@@ -537,7 +539,7 @@ class Worker:
             reply = read_reply(frame.body)
             self._conversation.hear(_EVENTS[type(reply)], reply.number)
         except BaseException:
-            close_descriptors(frame.descriptors)
+            discard(frame.descriptors)
             raise
         return reply, frame.descriptors
 
@@ -551,11 +553,13 @@ class Worker:
         ready = dict(self._poll.poll(_milliseconds(self._deadline)))
         if reading:
             self._stage = _Stage.READING
-        if channel in ready:
-            return  # first: a worker may answer and then die
-        if ready:
+        late = self._deadline is not None and time.monotonic() >= self._deadline
+        # Before death: a worker may answer and then die. Half a message in time is not in time.
+        if channel in ready and not (late and (event == select.POLLOUT or self._channel.begun)):
+            return
+        if ready and channel not in ready:
             raise ChannelClosed
-        if self._deadline is not None and time.monotonic() >= self._deadline:
+        if late:
             raise _DeadlinePassed
 
     # Ends.

@@ -24,7 +24,6 @@ import ctypes
 import fcntl
 import mmap
 import os
-import stat
 import weakref
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -331,9 +330,8 @@ def open_parcel(descriptor: int, limit_bytes: int) -> Optional[Any]:
         ProtocolError: It is no memfd, cannot be sealed (something can still write to it), or is longer
             than allowed.
     """
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        raise ProtocolError("a parcel that is no regular file")
+    # Seals first: the kernel has them for memory alone, and says so without asking anybody. Even fstat would wait
+    # for the server of a FUSE file.
     try:
         fcntl.fcntl(descriptor, _F_ADD_SEALS, _PARCEL_SEALS)
         seals = fcntl.fcntl(descriptor, _F_GET_SEALS)
@@ -342,6 +340,9 @@ def open_parcel(descriptor: int, limit_bytes: int) -> Optional[Any]:
     # The exact bits: a file of /dev/shm answers F_SEAL_SEAL, and later kernels may add others.
     if seals & _PARCEL_SEALS != _PARCEL_SEALS:
         raise ProtocolError(f"a parcel whose seals are {seals:#x}; expected {_PARCEL_SEALS:#x}")
+    # hugetlb alone has blocks that are no page; where its pages run out, a write of ours would be a SIGBUS.
+    if os.fstatvfs(descriptor).f_bsize != mmap.PAGESIZE:
+        raise ProtocolError("a parcel of huge pages")
     size_bytes = os.fstat(descriptor).st_size  # only now can it no longer change
     if size_bytes > limit_bytes:
         raise ProtocolError(f"a parcel of {size_bytes} bytes; at most {limit_bytes} may come")
@@ -349,7 +350,7 @@ def open_parcel(descriptor: int, limit_bytes: int) -> Optional[Any]:
         return None
     try:
         return _map(descriptor, size_bytes, mmap.MAP_PRIVATE)
-    except OSError as error:  # hugetlb memfds and the like
+    except OSError as error:  # a descriptor that is not open for reading, or no address space
         raise ProtocolError(f"a parcel of {size_bytes} bytes that cannot be mapped: {error.strerror}") from error
 
 
@@ -469,7 +470,11 @@ def unload(claims: Claims, size_bytes: int, storage_at: Callable[[int, int], Any
         dtype, itemsize = known
         _check_extent(shape, strides, offset, itemsize, storages[number].nbytes())
         # set_ is the one call that makes a tensor of any strides over a given storage.
-        tensor = torch.empty(0, dtype=dtype).set_(storages[number], offset, tuple(shape), tuple(strides))
+        if dtype is torch.complex32:  # made directly it warns, which is an exception where warnings are errors
+            tensor = torch.empty(0, dtype=torch.uint8).view(dtype)
+        else:
+            tensor = torch.empty(0, dtype=dtype)
+        tensor.set_(storages[number], offset, tuple(shape), tuple(strides))
         if dtype is torch.bool:
             start, end = _extent(tensor)
             looked_at += end - start

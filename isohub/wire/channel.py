@@ -7,17 +7,23 @@ Source: unix(7), recvmsg(2), cmsg(3).
 from __future__ import annotations
 
 import array
+import fcntl
 import select
 import socket
+import threading
 from typing import Callable, List, Optional, Sequence
 
 from isohub.errors import ProtocolError
-from isohub.wire.protocol import MAX_DESCRIPTORS, Frame, FrameReader, pack
+from isohub.wire.protocol import MAX_DESCRIPTORS, Frame, FrameReader, close_descriptors, pack
 
-__all__ = ["Channel", "ChannelClosed"]
+__all__ = ["Channel", "ChannelClosed", "discard"]
 
-# One more than may come, so that one too many is seen and not silently cut.
-_ANCILLARY_BYTES = socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * array.array("i").itemsize)
+# SCM_MAX_FD (net/core/scm.c): all that one message can bring. What finds no room the kernel closes, in this thread.
+_ANCILLARY_BYTES = socket.CMSG_SPACE(253 * array.array("i").itemsize)
+# linux/fcntl.h; the fcntl module has it from Python 3.9 on.
+_F_GET_SEALS = 1034
+# A close that waits for nothing takes microseconds.
+_CLOSE_PATIENCE_S = 1.0
 _READ_BYTES = 1 << 18
 # Holds a small frame whole, header and all: one system call for most answers.
 _FIRST_READ_BYTES = 1 << 13
@@ -34,8 +40,8 @@ class Channel:
 
     Args:
         end: A connected Unix stream socket; owned by the channel from here on.
-        wait: Called with ``select.POLLIN`` or ``POLLOUT`` when nothing can be read or written; returns when
-            it may be tried again, or raises. None makes the socket block.
+        wait: Called with ``select.POLLIN`` or ``POLLOUT`` when nothing can be read or written, and before each
+            further read of one frame; returns when it may be tried again, or raises. None makes the socket block.
     """
 
     def __init__(self, end: socket.socket, wait: Optional[Callable[[int], None]] = None) -> None:
@@ -80,6 +86,8 @@ class Channel:
             frame = self._reader.next()
             if frame is not None:
                 return frame
+            if self._wait is not None and self._reader.begun:
+                self._wait(select.POLLIN)  # though there may be more to read: drips are no way past a deadline
             try:
                 size = min(max(self._reader.wanted(), _FIRST_READ_BYTES), _READ_BYTES)
                 data, ancillary, flags, _ = self._end.recvmsg(size, _ANCILLARY_BYTES, _FLAGS)
@@ -96,6 +104,11 @@ class Channel:
             if not data:
                 raise ChannelClosed
 
+    @property
+    def begun(self) -> bool:
+        """Whether a part of a frame has come, and not yet all of it."""
+        return self._reader.begun
+
     def quiet(self) -> bool:
         """Whether nothing has come that nobody asked for."""
         if self._reader.begun:
@@ -108,10 +121,46 @@ class Channel:
             return True  # the next read or write says so
 
     def close(self) -> None:
-        """Close the socket and every descriptor that no frame took."""
+        """Close the socket and every descriptor that no frame took; the caller's waits no longer than `discard`."""
+        if self._wait is None or self.fileno() < 0 or self.quiet():
+            self._close()
+        else:
+            _soon(self._close)
+        self._wait = None  # its owner's method: without this the two would keep each other until a collection
+
+    def _close(self) -> None:
         self._reader.close()
         self._end.close()
-        self._wait = None  # its owner's method: without this the two would keep each other until a collection
+
+
+def discard(descriptors: Sequence[int]) -> None:
+    """Close what a worker sent, whatever it is, and do not wait for long. Side: caller.
+
+    Closing can wait for others: a TCP socket lingers for as long as its owner has set (SO_LINGER, socket(7)), a file
+    of FUSE waits for its server. Memory waits for nobody; all else is closed by a thread, which may stay behind.
+    """
+    others = [descriptor for descriptor in descriptors if not _is_memory(descriptor)]
+    close_descriptors([descriptor for descriptor in descriptors if descriptor not in others])
+    if others:
+        _soon(lambda: close_descriptors(others))
+
+
+def _is_memory(descriptor: int) -> bool:
+    try:
+        fcntl.fcntl(descriptor, _F_GET_SEALS)
+    except OSError:
+        return False
+    return True
+
+
+def _soon(close: Callable[[], None]) -> None:
+    thread = threading.Thread(target=close, name="isohub-close", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # no more threads, or the interpreter ends
+        close()
+    else:
+        thread.join(_CLOSE_PATIENCE_S)
 
 
 def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> List[int]:

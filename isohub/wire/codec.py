@@ -386,10 +386,17 @@ class Decoder:
         value = self.decode(tree[2], depth)
         if type(value) not in (bool, int, float, complex):
             raise ProtocolError("a numpy scalar that is no number")
+        numpy = _numpy()
+        dtype = numpy.dtype(tree[1])
         try:
-            return _numpy().dtype(tree[1]).type(value)
+            held = dtype.kind not in "iu" or numpy.iinfo(dtype).min <= value <= numpy.iinfo(dtype).max
+            with numpy.errstate(all="ignore"):  # a warning is an exception where warnings are errors
+                scalar = dtype.type(value if held else 0)
         except (TypeError, ValueError, OverflowError) as error:
             raise ProtocolError(f"a numpy {tree[1]} that does not hold its value") from error
+        if not held or (scalar.item() != value and value == value):  # an honest one came from `item()`
+            raise ProtocolError(f"a numpy {tree[1]} that does not hold its value")
+        return scalar
 
     def _named_tuple(self, tree: List[Any], depth: int) -> TupleRecord:
         if len(tree) < 3 or type(tree[2]) is not list or len(tree[2]) != len(tree) - 3:

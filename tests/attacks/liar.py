@@ -65,12 +65,16 @@ class Open:
 class Liar:
     """One worker that answers each question with what the test gives it.
 
+    Args:
+        greeting: What it says first.
+        descriptors: What comes with that.
+
     Attributes:
         link: What a handle would be made with.
         process: The process that is killed when a rule is broken.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, greeting: bytes = frame(READY), descriptors: Sequence[int] = ()) -> None:
         self.background = Background()
         self.background.start()
         self.pool = Pool()
@@ -88,8 +92,12 @@ class Liar:
             os.close(write)
         outputs = tuple(Output(read, logging.getLogger("isohub.worker.liar"), logging.INFO) for read, _ in reads)
         self.worker = supervisor.Worker("liar@0000000", COMMIT, channel, status, outputs, self.background, PLACEMENT)  # type: ignore[arg-type]
-        self.say(frame(READY))
-        self.worker.greet(10)
+        self.say(greeting, descriptors)
+        try:
+            self.worker.greet(10)
+        except BaseException:
+            self.close()
+            raise
         checkout = Checkout(Pin(parse("org/liar"), COMMIT), path=None, tree="")  # type: ignore[arg-type]
         self.link = Link(self.worker, self.pool, checkout, Open(), make_handle, 10, 1 << 30)
         # What a zygote does: reap, and tell the wait status.

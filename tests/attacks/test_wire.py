@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import array
+import contextlib
+import fcntl
 import gc
 import json
 import os
 import pickle
+import select
+import socket
+import struct
 import subprocess
 import sys
+import tempfile
+import threading
+import time
+import traceback
 
 import msgspec
 import psutil
@@ -19,8 +29,9 @@ from hypothesis import strategies as st
 from isohub import errors
 from isohub.errors import ProtocolError
 from isohub.session.replies import read_reply
+from isohub.wire.arena import open_parcel
 from isohub.wire.protocol import HEADER, MAX_DESCRIPTORS, MAX_FRAME_BYTES
-from tests.attacks.liar import Liar, frame, value
+from tests.attacks.liar import READY, Liar, frame, value
 from tests.conftest import eventually, open_descriptors
 
 
@@ -113,31 +124,150 @@ def test_c2_a_table_that_lies_is_refused(liar, claims):
 # C3: memory that can still change, or is none.
 
 
-def other_descriptors():
+FLOATS = torch.arange(4.0).numpy().tobytes()
+
+
+def parcel(number=1):
+    """An answer that is honest if its parcel is."""
+    return frame(value(["T", 0], number=number, claims=TABLE, via="parcel"), 1)
+
+
+def reopened(descriptor, flags):
+    """The same memory by another descriptor, as /proc gives it."""
+    again = os.open(f"/proc/self/fd/{descriptor}", flags)
+    os.close(descriptor)
+    return again
+
+
+def piped():
     read, write = os.pipe()
     os.close(write)
-    unsealable = os.memfd_create("x")
-    os.ftruncate(unsealable, 4096)
-    return {
-        "unsealable": unsealable,
-        "directory": os.open("/", os.O_RDONLY),
-        "device": os.open("/dev/zero", os.O_RDWR),
-        "pipe": read,
-        "proc": os.open("/proc/self/status", os.O_RDONLY),
-        "eventfd": os.eventfd(0),
-    }
+    return read
 
 
-@pytest.mark.parametrize("kind", ["unsealable", "directory", "device", "pipe", "proc", "eventfd"])
+def unlinked(directory):
+    with tempfile.TemporaryFile(dir=directory) as file:
+        file.write(FLOATS)
+        file.flush()
+        return os.dup(file.fileno())
+
+
+def sealed(*seals):
+    descriptor = memfd(FLOATS)
+    for seal in seals:
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seal)
+    return descriptor
+
+
+def epoll():
+    with select.epoll() as made:
+        return os.dup(made.fileno())
+
+
+SEAL, SHRINK, GROW, WRITE = (1 << bit for bit in range(4))
+FUTURE_WRITE, NEVER_EXECUTED = 0x10, 0x20  # linux/fcntl.h, since 5.1 and 6.3
+
+STRANGE = {
+    "unsealable": lambda: resized(os.memfd_create("x"), 4096),
+    "sealed against seals": lambda: sealed(SEAL),
+    "sealed all over": lambda: sealed(SHRINK | GROW | WRITE, SEAL),
+    "by its path alone": lambda: reopened(memfd(FLOATS), os.O_PATH),
+    "read only": lambda: reopened(memfd(FLOATS), os.O_RDONLY),
+    "written only": lambda: reopened(memfd(FLOATS), os.O_WRONLY),
+    "file": lambda: unlinked(None),
+    "file of /dev/shm": lambda: unlinked("/dev/shm"),
+    "directory": lambda: os.open("/", os.O_RDONLY),
+    "zero": lambda: os.open("/dev/zero", os.O_RDWR),
+    "null": lambda: os.open("/dev/null", os.O_RDWR),
+    "pipe": piped,
+    "proc": lambda: os.open("/proc/self/status", os.O_RDONLY),
+    "memory of this process": lambda: os.open("/proc/self/mem", os.O_RDWR),
+    "eventfd": lambda: os.eventfd(0),
+    "epoll": epoll,
+    "pidfd": lambda: os.pidfd_open(os.getpid()),
+    "socket": lambda: socket.socket(socket.AF_UNIX).detach(),
+    "network": lambda: socket.socket(socket.AF_INET).detach(),
+}  # fmt: skip
+
+
+def resized(descriptor, size):
+    os.ftruncate(descriptor, size)
+    return descriptor
+
+
+@pytest.mark.parametrize("kind", STRANGE)
 def test_c3_a_descriptor_that_is_no_sealable_memory_is_refused(liar, kind):
-    descriptors = other_descriptors()
+    descriptor = STRANGE[kind]()
     before = open_descriptors()
-    with pytest.raises(ProtocolError):
-        liar.answer(frame(value(["T", 0], claims=TABLE, via="parcel"), 1), descriptors=[descriptors[kind]])
+    with pytest.raises(ProtocolError, match="a parcel"):
+        liar.answer(parcel(), descriptors=[descriptor])
     assert liar.dead()
     assert open_descriptors() <= before
-    for descriptor in descriptors.values():
-        os.close(descriptor)
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: memfd(FLOATS),
+        lambda: sealed(SHRINK | GROW | WRITE),
+        lambda: sealed(FUTURE_WRITE),
+        lambda: sealed(NEVER_EXECUTED),
+        lambda: reopened(memfd(FLOATS), os.O_RDWR),
+    ],
+    ids=["plain", "sealed before", "no write in future", "never executed", "opened again"],
+)
+def test_c3_memory_of_each_honest_kind_is_taken(liar, make):
+    descriptor = make()
+    assert liar.answer(parcel(), descriptors=[descriptor]).tolist() == [0, 1, 2, 3]
+    assert fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & 15 == 15
+    with pytest.raises(OSError):
+        os.pwrite(descriptor, b"x", 0)
+    os.close(descriptor)
+    assert liar.worker.alive
+
+
+@pytest.mark.parametrize("promise", [0, FUTURE_WRITE], ids=["bare", "no write in future"])
+def test_c3_memory_that_another_process_has_mapped_for_writing_is_refused(promise):
+    holder = (
+        "import mmap, sys\nkept = mmap.mmap(int(sys.argv[1]), 4096)\nprint('mapped', flush=True)\n"
+        "sys.stdin.readline()\nkept.close()\nprint('gone', flush=True)\nsys.stdin.readline()"
+    )
+    descriptor = memfd(FLOATS, size=4096)
+    command = [sys.executable, "-c", holder, str(descriptor)]
+    with subprocess.Popen(
+        command, pass_fds=[descriptor], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "mapped\n"
+        if promise:
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, promise)
+        with Liar() as liar, pytest.raises(ProtocolError, match="cannot be sealed against writing"):
+            liar.answer(parcel(), descriptors=[descriptor])
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "gone\n"
+        with Liar() as honest:  # the control: the same memory, mapped no more
+            assert honest.answer(parcel(), descriptors=[descriptor]).tolist() == [0, 1, 2, 3]
+        process.stdin.write("\n")
+    os.close(descriptor)
+
+
+def test_c3_memory_that_is_truncated_all_the_while_ends_nobody():
+    racer = (
+        "import os, sys\nall = [int(n) for n in sys.argv[1:]]\nprint('off', flush=True)\n"
+        "while True:\n for n in all:\n  for size in (0, 1 << 20):\n   try: os.ftruncate(n, size)\n   except OSError: pass"
+    )
+    memories = [memfd(size=1 << 20) for _ in range(200)]
+    command = [sys.executable, "-c", racer, *map(str, memories)]
+    lengths = set()
+    with subprocess.Popen(command, pass_fds=memories, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "off\n"
+        for descriptor in memories:
+            mapping = open_parcel(descriptor, 1 << 30)
+            lengths.add(0 if mapping is None else len(bytes(mapping)))  # every byte is read: no SIGBUS
+            os.close(descriptor)
+        process.kill()
+    assert lengths <= {0, 1 << 20}
 
 
 def test_c3_memory_that_is_still_mapped_for_writing_is_refused(liar):
@@ -210,6 +340,159 @@ def test_c4_a_parcel_of_ten_gigabytes_is_refused_unread(liar):
         liar.answer(frame(value(["T", 0], claims=TABLE, via="parcel"), 1), descriptors=[descriptor])
     assert psutil.Process().memory_info().rss - rss < 16 << 20
     os.close(descriptor)
+
+
+def huge(capsys):
+    """A terabyte: of huge pages where the kernel has them, else of small ones; which, is said."""
+    descriptor = -1
+    try:
+        descriptor = os.memfd_create("lie", os.MFD_ALLOW_SEALING | os.MFD_HUGETLB)
+        os.ftruncate(descriptor, 1 << 40)
+    except OSError as error:
+        if descriptor >= 0:
+            os.close(descriptor)
+        with capsys.disabled():
+            print(f"\nno huge pages for a memfd on this kernel ({error.strerror}): a sparse memfd stands for them")
+        return memfd(size=1 << 40)
+    return descriptor
+
+
+@pytest.mark.parametrize("pages", ["small", "huge"])
+@pytest.mark.parametrize("limit_bytes", [1 << 30, 1 << 50])
+def test_c4_a_sparse_terabyte_costs_nothing(liar, pages, limit_bytes, capsys):
+    descriptor = huge(capsys) if pages == "huge" else memfd(FLOATS, size=1 << 40)
+    liar.link.limit_bytes = limit_bytes
+    rss = psutil.Process().memory_info().rss
+    try:
+        answer = liar.answer(parcel(), descriptors=[descriptor])
+    except ProtocolError:
+        assert liar.dead()
+    else:  # where the caller allows so much, and the kernel gives addresses for it
+        assert limit_bytes == 1 << 50
+        assert answer.numel() == 4
+    assert psutil.Process().memory_info().rss - rss < 16 << 20
+    os.close(descriptor)
+
+
+def test_c4_huge_pages_are_refused(capsys):
+    """A write of the caller's into them is a SIGBUS where they run out."""
+    try:
+        descriptor = resized(os.memfd_create("lie", os.MFD_ALLOW_SEALING | os.MFD_HUGETLB), 2 << 20)
+    except OSError as error:
+        with capsys.disabled():
+            print(f"\nno huge pages for a memfd on this kernel ({error.strerror}): nobody can send one either")
+    else:
+        with Liar() as liar, pytest.raises(ProtocolError, match="huge pages"):
+            liar.answer(parcel(), descriptors=[descriptor])
+        os.close(descriptor)
+    with Liar() as honest:
+        descriptor = memfd(FLOATS, size=2 << 20)
+        assert honest.answer(parcel(), descriptors=[descriptor]).tolist() == [0, 1, 2, 3]
+        os.close(descriptor)
+
+
+SENDS_MOST = 253  # SCM_MAX_FD: what one message can bring
+
+
+def test_c4_a_thousand_descriptors_in_one_frame_never_leave_the_kernel(liar):
+    descriptor = memfd(size=16)
+    rights = array.array("i", [descriptor] * 1000)
+    with pytest.raises(OSError):
+        liar.end.sendmsg([parcel()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+    before = open_descriptors()
+    with pytest.raises(ProtocolError, match="descriptors in flight"):
+        liar.answer(parcel(), descriptors=[descriptor] * SENDS_MOST)
+    assert open_descriptors() <= before
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize("each", [1, MAX_DESCRIPTORS, 250])
+def test_c4_a_thousand_descriptors_over_many_frames_are_closed(liar, each):
+    descriptor = memfd(FLOATS)
+    before = open_descriptors()
+
+    def speak():
+        for _ in range(1000 // each):
+            liar.say(frame(value(1), min(each, MAX_DESCRIPTORS)), [descriptor] * each)
+
+    thread = threading.Thread(target=speak)
+    thread.start()
+    with pytest.raises(ProtocolError):
+        liar.link.ask("run", phase="being lied to")
+    assert liar.dead()
+    thread.join(10)
+    assert eventually(lambda: open_descriptors() <= before)
+    os.close(descriptor)
+
+
+def test_c4_descriptors_with_the_bytes_of_one_frame_are_closed(liar):
+    descriptor = memfd(size=16)
+    before = open_descriptors()
+
+    def drip():
+        liar.end.recv(1 << 16)
+        for byte in parcel():
+            liar.say(bytes([byte]), [descriptor])
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    with pytest.raises(ProtocolError, match="descriptors"):
+        liar.link.ask("run", phase="being lied to")
+    thread.join(10)
+    assert eventually(lambda: open_descriptors() <= before)
+    os.close(descriptor)
+
+
+def test_c4_a_thousand_honest_parcels_leave_nothing(liar):
+    """The control: as many descriptors, one a question."""
+    liar.answer(frame(value(1)))
+    before = open_descriptors()  # with the arenas that a first question makes
+    kept = []
+    for number in range(2, 1002):
+        descriptor = memfd(FLOATS)
+        kept.append(liar.answer(parcel(number), descriptors=[descriptor]))
+        os.close(descriptor)
+    assert open_descriptors() <= before
+    assert all(tensor.tolist() == [0, 1, 2, 3] for tensor in kept)
+
+
+def lingering():
+    """A TCP socket whose close waits for ten seconds, and what has to stay open for that."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    client = socket.create_connection(listener.getsockname())
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 10))
+    server, _ = listener.accept()
+    client.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            client.send(bytes(1 << 16))
+    return client, (listener, server)
+
+
+@pytest.mark.parametrize("where", ["parcel", "wish", "surplus", "unread"])
+def test_c4_closing_what_a_worker_sent_waits_for_nobody(where):
+    client, others = lingering()
+    lies = {"parcel": parcel(), "wish": frame(WANT, 1), "surplus": parcel(), "unread": frame(value(1))}
+    with Liar() as liar:
+
+        def speak():
+            if where != "unread":
+                liar.end.recv(1 << 16)
+            liar.say(lies[where], [client.fileno()] * (100 if where == "surplus" else 1))
+            os.dup2(others[0].fileno(), client.fileno())  # the caller has the last one now
+
+        thread = threading.Thread(target=speak)
+        started = time.monotonic()
+        thread.start()
+        if where == "unread":
+            thread.join(10)
+        with pytest.raises(ProtocolError):
+            liar.link.ask("run", phase="being lied to")
+        assert liar.dead()
+        assert time.monotonic() - started < 6
+        thread.join(10)
+    for end in (client, *others):
+        end.close()
 
 
 def test_c4_a_hundred_descriptors_are_refused_and_closed(liar):
@@ -350,6 +633,200 @@ def test_c5_an_answer_to_no_question_is_refused(liar, early, together):
     assert liar.dead()
 
 
+WANT = {
+    "event": "want", "number": 1, "wish": 1, "what": "file", "address": "http://127.0.0.1:9/w.pt", "hash_prefix": None,
+    "progress": False,
+}  # fmt: skip
+
+
+def test_c5_a_wish_in_turn_is_answered(liar):
+    """The control: without a broker it is refused, and the worker goes on."""
+    heard = []
+
+    def speak():
+        heard.append(json.loads(liar.end.recv(1 << 16)[HEADER.size :]))
+        liar.say(frame(WANT))
+        heard.append(json.loads(liar.end.recv(1 << 16)[HEADER.size :]))
+        liar.say(frame(value("after")))
+
+    thread = threading.Thread(target=speak)
+    thread.start()
+    assert liar.link.ask("run", phase="being asked for something") == "after"
+    thread.join(10)
+    assert heard[1]["wish"] == 1
+    assert heard[1]["error"]["kind"] == "network"
+    assert liar.worker.alive
+
+
+@pytest.mark.parametrize(
+    "lies",
+    [
+        frame(WANT) + frame(READY),
+        frame(WANT) + frame(value(1, number=2)),
+        frame(WANT) + b"iX......",
+        frame({**WANT, "number": 0}),
+        frame({**WANT, "number": 2}),
+        frame({**WANT, "what": "directory"}),
+        frame({**WANT, "wish": "1"}),
+    ],
+    ids=["ready", "value", "byte", "early", "late", "kind", "number"],
+)
+def test_c5_a_wish_that_is_none_and_words_out_of_turn_after_one_are_refused(liar, lies):
+    with pytest.raises(ProtocolError):
+        liar.answer(lies)
+    assert liar.dead()
+
+
+def test_c5_a_wish_that_nobody_asked_for_is_refused(liar):
+    assert liar.answer(frame(value(1))) == 1
+    liar.say(frame({**WANT, "number": 1}))
+    with pytest.raises(ProtocolError, match="nobody asked for"):
+        liar.link.ask("run", phase="asking again")
+    assert liar.dead()
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [
+        frame(value(1, number=0)),
+        frame({**WANT, "number": 0}),
+        frame({**READY, "number": 1}),
+        frame({**READY, "layers": [[]]}),
+    ],
+    ids=["value", "wish", "number", "layers"],
+)
+def test_c5_a_greeting_that_is_none_is_refused(greeting):
+    with pytest.raises(ProtocolError, match="while starting and was killed"):
+        Liar(greeting)
+
+
+def test_c5_a_greeting_brings_no_descriptors():
+    descriptor = memfd(FLOATS)
+    with pytest.raises(ProtocolError, match="not asked for"):
+        Liar(frame(READY, 1), [descriptor])
+    os.close(descriptor)
+
+
+def test_c5_ready_twice_is_refused():
+    with Liar(frame(READY) + frame(READY)) as liar, pytest.raises(ProtocolError, match="nobody asked for"):
+        liar.link.ask("run", phase="asking the first question")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: frame(value(1), 1),
+        lambda: frame(value(1, via="outbox"), 1),
+        lambda: frame(value(1, via="parcel"), 2),
+        lambda: frame(WANT, 1),
+        lambda: frame(fault(), 1),
+        lambda: frame(value(1)),
+    ],
+    ids=["value", "outbox", "two", "wish", "error", "unclaimed"],
+)
+def test_c5_descriptors_where_none_belong_are_refused_and_closed(liar, make):
+    lie = make()
+    descriptor = memfd(FLOATS)
+    before = open_descriptors()
+    with pytest.raises(ProtocolError, match="descriptors"):
+        liar.answer(lie, descriptors=[descriptor] * max(lie[3], 1))
+    assert liar.dead()
+    assert open_descriptors() <= before
+    os.close(descriptor)
+
+
+# Slow and long frames.
+
+
+def drip(liar, data, pause_s):
+    def speak():
+        liar.end.recv(1 << 16)
+        for byte in data:
+            liar.say(bytes([byte]))
+            time.sleep(pause_s)
+
+    thread = threading.Thread(target=speak, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_c4_a_frame_in_drips_is_read_within_its_time(liar):
+    liar.link.timeout_s = 30
+    thread = drip(liar, frame(value("slowly")), 0.002)
+    assert liar.link.ask("run", phase="being dripped on") == "slowly"
+    thread.join(10)
+    assert liar.worker.alive
+
+
+@pytest.mark.parametrize("length", [200, MAX_FRAME_BYTES], ids=["short", "longest"])
+def test_c4_a_frame_in_drips_ends_with_its_time(liar, length):
+    liar.link.timeout_s = 0.5
+    started, rss = time.monotonic(), psutil.Process().memory_info().rss
+    thread = drip(liar, HEADER.pack(b"ih", 1, 0, length) + b"[" * 300, 0.01)
+    with pytest.raises(errors.WorkerTimeoutError):
+        liar.link.ask("run", phase="being dripped on")
+    assert time.monotonic() - started < 5
+    assert psutil.Process().memory_info().rss - rss < 16 << 20
+    assert liar.dead()
+    thread.join(10)
+
+
+def test_c4_a_frame_that_is_not_whole_in_time_is_not_in_time(liar):
+    large = frame(value("x" * (40 << 20)))
+    liar.link.timeout_s = 60
+    assert len(liar.answer(large)) == 40 << 20  # the control
+    liar.link.timeout_s = 0.01
+    thread = liar.later(large)
+    with pytest.raises(errors.WorkerTimeoutError):
+        liar.link.ask("run", phase="being sent much")
+    assert liar.dead()
+    thread.join(10)
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_c4_a_wish_after_a_wish_ends_with_its_time(liar, patient):
+    liar.link.timeout_s = 0.5
+
+    def speak():
+        for wish in range(1_000_000):
+            if (patient or wish == 0) and not liar.end.recv(1 << 16):
+                return
+            if not patient and not liar.worker.alive:
+                return
+            liar.say(frame({**WANT, "wish": wish}))
+
+    thread = threading.Thread(target=speak, daemon=True)
+    started = time.monotonic()
+    thread.start()
+    with pytest.raises(errors.WorkerTimeoutError):
+        liar.link.ask("run", phase="being asked and asked")
+    assert time.monotonic() - started < 5
+    thread.join(10)
+
+
+@pytest.mark.parametrize("shift", [-1, 1, 40], ids=["short", "long", "far"])
+def test_c5_a_header_that_does_not_fit_its_body_is_refused(liar, shift):
+    body = json.dumps(value("x" * 60)).encode()
+    lie = HEADER.pack(b"ih", 1, 0, len(body) - shift) + body
+    thread = liar.later(lie)
+    if shift < 0:
+        liar.link.timeout_s = 1
+    with pytest.raises(errors.WorkerTimeoutError if shift < 0 else ProtocolError):
+        liar.link.ask("run", phase="being lied to")
+    thread.join(10)
+    assert liar.dead()
+
+
+def test_c10_an_error_of_the_reader_quotes_little_and_escapes_it(liar):
+    with pytest.raises(ProtocolError) as caught:
+        liar.answer(frame({**value(1), "\x1b[2J\u202e" + "x" * 10_000_000: 1}))
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
+    assert "\\x1b[2J" in shown  # the control: it is quoted
+    assert len(shown) < 20_000
+
+
 # C9: errors are text.
 
 
@@ -446,7 +923,7 @@ def test_any_frames_give_a_value_or_an_error_and_nothing_is_left(frames):
     assert eventually(lambda: open_descriptors() <= before)
 
 
-def test_the_caller_survives_a_million_answers_read():
+def test_the_reader_survives_many_mutations_of_one_answer():
     """The reader alone, over many mutations of one true answer: no growth, and only the two outcomes."""
     truth = json.dumps(value(["d", "k", ["l", 1, ["t", 2.5, "x"]]])).encode()
     import random

@@ -8,6 +8,8 @@ import fcntl
 import gc
 import mmap
 import os
+import subprocess
+import sys
 import tempfile
 
 import pytest
@@ -303,6 +305,27 @@ def test_bytes_that_are_no_bools_become_bools():
     (tensor,) = unload(Claims([[0, 4]], [[0, "bool", 0, [4], [1]]]), 4096, copying(arena.address))[1]
     assert tensor.view(torch.uint8).tolist() == [0, 1, 1, 1]
     arena.close()
+
+
+FRESH_COMPLEX32 = """
+import warnings
+warnings.simplefilter("error")
+import torch
+from isohub.wire.arena import Claims, unload, viewing
+tables = Claims([[0, 8]], [[0, "complex32", 0, [2], [1]]])
+(tensor,) = unload(tables, 8, viewing(bytearray(b"\\0\\x3c\\0\\0\\0\\0\\0\\x3c")))[1]
+assert torch.view_as_real(tensor).tolist() == [[1.0, 0.0], [0.0, 1.0]]
+try:
+    torch.empty(0, dtype=torch.complex32)
+except UserWarning:
+    print("torch warns")
+"""
+
+
+def test_half_complex_numbers_cross_where_warnings_are_errors():
+    # In a process of its own: torch says it once.
+    done = subprocess.run([sys.executable, "-c", FRESH_COMPLEX32], capture_output=True, text=True, check=False)
+    assert done.stdout == "torch warns\n", done.stderr  # the control
 
 
 def test_a_copy_does_not_follow_the_arena():

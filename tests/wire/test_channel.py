@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from isohub.errors import ProtocolError
-from isohub.wire.channel import Channel, ChannelClosed
+from isohub.wire.channel import Channel, ChannelClosed, discard
 from isohub.wire.protocol import MAX_DESCRIPTORS, pack
 from tests.conftest import open_descriptors
 
@@ -87,6 +87,36 @@ def test_what_waits_decides():
     assert set(events) == {select.POLLIN, select.POLLOUT}
     channel.close()
     far.close()
+
+
+def test_what_waits_is_asked_before_each_further_read_of_a_frame():
+    ours, far = socket.socketpair()
+    events = []
+    channel = Channel(ours, events.append)
+    far.sendall(pack(b"x" * 100))
+    assert len(channel.receive().body) == 100
+    assert events == []  # whole at once
+    far.sendall(pack(b"x" * 100_000))  # all of it is there, and more than one read takes
+    assert len(channel.receive().body) == 100_000
+    assert set(events) == {select.POLLIN}
+    assert not channel.begun
+    far.sendall(pack(b"x" * 100)[:50])
+    far.close()
+    with pytest.raises(ChannelClosed):
+        channel.receive()
+    assert channel.begun
+    channel.close()
+    channel.close()
+
+
+def test_what_is_discarded_is_closed():
+    before = open_descriptors()
+    read, write = os.pipe()
+    made = [os.memfd_create("x", os.MFD_ALLOW_SEALING), read, write, os.open("/", os.O_RDONLY)]
+    discard(made)
+    assert open_descriptors() == before
+    discard(made)  # closed already
+    discard([])
 
 
 def test_a_frame_that_comes_byte_by_byte(ends):

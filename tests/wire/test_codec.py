@@ -125,6 +125,8 @@ def test_any_json_gives_a_value_or_a_protocol_error(tree):
         ["i", "0x10"], ["i", "g"], ["i", "f" * 70_000], ["i", "1_0"], ["u", "zz"], ["x", 1], ["g", 1, 2, 0], ["g", 1.0, 2, 3],
         ["g", True, 2, 3], ["Z", 1.5], ["Z", ["i", "f" * 40]], ["y", "qint8"], ["y", "load"], ["y", "__class__"], ["v", "cpu; rm"],
         ["v", "x" * 100], ["v", "nosuch:1"], ["A", 1], ["n", "object", 1], ["n", "int8", "1"], ["n", "int8", 1000], ["n", "uint8", -1],
+        ["n", "int8", 1.5], ["n", "int8", ["f", "nan"]], ["n", "float16", 7e4], ["n", "float32", 1e300], ["n", "bool", 2],
+        ["n", "complex64", ["c", 0.0, 1e300]], ["n", "float32", 0.1], ["n", "uint64", -1], ["n", "int64", ["c", 1.0, 0.0]],
         ["R", "P", ["x"], 1, 2], ["R", 1, [], 2], ["R", "P", [1], 1], ["M"], ["M", "C", 1, 2], ["M", "C", "k"], ["M", "x" * 2000],
         ["S", 0], ["p", 0], ["e", 1, ["nope"]] if False else ["p"],
     ],
@@ -134,6 +136,18 @@ def test_trees_that_are_no_values(tree):
     storages = [torch.tensor([255], dtype=torch.uint8).untyped_storage()]
     with pytest.raises(ProtocolError):
         Decoder(storages, [torch.zeros(1), torch.zeros(1, dtype=torch.bfloat16)], refuse).decode(tree)
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64", "complex64", "complex128"])
+def test_numpy_scalars_come_out_as_they_went_in(kind):
+    most = np.finfo(kind).max
+    for number in (0, 1, -1, 0.1, most, -most, np.inf, -np.inf, np.nan):
+        out = travel(np.dtype(kind).type(number))
+        assert out.dtype.name == kind
+        assert repr(out) == repr(np.dtype(kind).type(number))
+    for name in ("int8", "uint64", "int64", "bool"):
+        least = np.dtype(name).type(0 if name == "bool" else np.iinfo(name).min)
+        assert travel(least) == least
 
 
 def test_depth_is_bounded_both_ways():
