@@ -230,7 +230,12 @@ def confine(
         active.append("landlock")
         details["landlock"] = f"ABI {machine.landlock}"
     if layered and machine.seccomp:
-        traits = seccomp.Traits(private=namespaced, scoped=machine.landlock >= 6, network=wanted["network"])
+        traits = seccomp.Traits(
+            private=namespaced,
+            scoped=machine.landlock >= 6,
+            network=wanted["network"],
+            truncation=machine.landlock >= 3,
+        )
         seccomp.install(machine.name, traits, os.getpid())
         active.append("seccomp")
     return Confined(tuple(active), *_missing(machine, layered, active, details), listener)
