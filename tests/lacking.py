@@ -51,7 +51,9 @@ def take_away(*layers: str) -> None:
     header = struct.pack("HxxxxxxQ", len(program), ctypes.addressof(buffer))
     libc = ctypes.CDLL(None, use_errno=True)
     zero = ctypes.c_ulong(0)
-    if libc.prctl(38, ctypes.c_ulong(1), zero, zero, zero) or libc.prctl(22, ctypes.c_ulong(2), ctypes.c_char_p(header)):
+    if libc.prctl(38, ctypes.c_ulong(1), zero, zero, zero) or libc.prctl(
+        22, ctypes.c_ulong(2), ctypes.c_char_p(header)
+    ):
         raise OSError(ctypes.get_errno(), "a layer could not be taken away")
 
 
@@ -92,4 +94,4 @@ def start_without(directory: object, *layers: str, landlock_abi: int | None = No
 
 if __name__ == "__main__":
     take_away(*filter(None, sys.argv[1].split(",")))
-    os.execvp(sys.argv[3], sys.argv[3:])  # noqa: S606
+    os.execvp(sys.argv[3], sys.argv[3:])

@@ -393,19 +393,13 @@ def write_by_mapping(place):
         os.close(descriptor)
 
 
-def write_by_a_read_only_mapping(place):
-    """Map what may be read, then ask for more."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    descriptor = os.open(f"{place}/file", os.O_RDONLY)
-    try:
-        address = libc.mmap(None, 4096, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
-        if address in (None, ctypes.c_void_p(-1).value):
-            raise OSError(ctypes.get_errno(), "mmap")
-        call("mprotect", address, 4096, mmap.PROT_READ | mmap.PROT_WRITE)
-        ctypes.memset(address, 120, 1)
-    finally:
-        os.close(descriptor)
+def open_for_neither(place):
+    """Access mode 3: for what is neither read nor written."""
+    os.close(os.open(f"{place}/file", 3))
+
+
+def empty_for_neither(place):
+    os.close(os.open(f"{place}/file", 3 | os.O_TRUNC))
 
 
 def write_by_a_handle(place):
@@ -424,6 +418,15 @@ def write_by_a_handle(place):
 def write_by_a_program(place):
     if subprocess.run(["sh", "-c", f"echo x > '{place}/file'"], capture_output=True, check=False).returncode:
         raise PermissionError(errno.EACCES, "sh(1) failed")
+
+
+def lock(path, keep=False):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        if not keep:
+            os.close(descriptor)
 
 
 def create_file(path):
@@ -452,7 +455,7 @@ WRITES = (
     rename, rename_into, rename_out, exchange, link_into, link_beside, link_out_and_write, symlink_into, make_a_pipe,
     make_a_socket, make_a_device, change_mode, change_mode_of_a_descriptor, change_mode_of_a_path_descriptor,
     change_mode_by_fchmodat2, change_owner, change_times, change_times_of_a_descriptor, set_an_attribute, set_a_flag,
-    take_a_lease, write_by_reopening, write_by_mapping, write_by_a_read_only_mapping, write_by_a_handle, write_by_a_program,
+    take_a_lease, write_by_reopening, write_by_mapping, empty_for_neither, write_by_a_handle, write_by_a_program,
 )  # fmt: skip
 
 
@@ -857,9 +860,9 @@ def type_for_a_terminal(high=0):
     """TIOCSTI, on a terminal of this process's own; `high` is what the kernel does not look at."""
     libc = ctypes.CDLL(None, use_errno=True)
     letter = ctypes.c_char(b"x")
-    descriptor, terminal = 0, -1
+    descriptor = 0
     try:
-        terminal, descriptor = os.openpty()
+        _, descriptor = os.openpty()
         if os.getpid() != os.getsid(0):
             os.setsid()
         fcntl.ioctl(descriptor, 0x540E, 0)
