@@ -508,6 +508,11 @@ def connect_to_a_path(path, kind=socket.SOCK_STREAM):
         made.send(b"path")
 
 
+def send_to_a_path(path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as made:
+        made.sendto(b"path", path)
+
+
 def send_to_a_path_from_a_pair(path):
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with one, other:
@@ -635,8 +640,9 @@ def vm_read(pid, address):
 
 
 def vm_write(pid, address):
-    buffer, local, remote = _vectors(address)
+    kept, local, remote = _vectors(address)
     call("process_vm_readv", pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+    assert kept.raw
     call("process_vm_writev", pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)  # what was there
 
 
@@ -858,7 +864,6 @@ def prctl(option, *values):
 
 def type_for_a_terminal(high=0):
     """TIOCSTI, on a terminal of this process's own; `high` is what the kernel does not look at."""
-    libc = ctypes.CDLL(None, use_errno=True)
     letter = ctypes.c_char(b"x")
     descriptor = 0
     try:

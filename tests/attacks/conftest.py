@@ -51,15 +51,16 @@ def jail(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     kind = request.param
     require_layers("landlock", "seccomp", *(["namespaces"] if kind == "whole" else []))
     place = tmp_path_factory.mktemp("jail")
-    with pytest.MonkeyPatch.context() as patch:
-        if KINDS[kind]:
-            old = 1 if "Landlock 1" in kind else None
-            patch.setattr(spawn, "START", start_without(place, *KINDS[kind], landlock_abi=old))
-        with isohub.Session(place / "home", timeout_s=60) as opened:
-            with opened.load(str(HUBS / "good"), "mlp") as handle:
-                made = Jail(kind, opened, handle, place / "home")
-                assert made.namespaced == (kind == "whole")
-                yield made
+    with isohub.Session(place / "home", timeout_s=60) as opened:
+        with pytest.MonkeyPatch.context() as patch:
+            if KINDS[kind]:
+                old = 1 if "Landlock 1" in kind else None
+                patch.setattr(spawn, "START", start_without(place, *KINDS[kind], landlock_abi=old))
+            handle = opened.load(str(HUBS / "good"), "mlp")  # starts what makes all of this session's workers
+        with handle:
+            made = Jail(kind, opened, handle, place / "home")
+            assert made.namespaced == (kind == "whole")
+            yield made
 
 
 @pytest.fixture(scope="session")
@@ -71,9 +72,9 @@ def free(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jail]:
             yield Jail("none", opened, handle, home)
 
 
-@pytest.fixture
-def whole(tmp_path: Path) -> Iterator[isohub.Session]:
-    """A session of the test's own."""
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[isohub.Session]:
+    """A session with all that there is."""
     require_layers("landlock", "seccomp", "namespaces")
-    with isohub.Session(tmp_path / "isohub-home", timeout_s=60) as opened:
+    with isohub.Session(tmp_path_factory.mktemp("whole"), timeout_s=60) as opened:
         yield opened
