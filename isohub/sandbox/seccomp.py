@@ -141,7 +141,8 @@ def _decisions(machine: str, traits: Traits, pid: int) -> Dict[int, _Decision]:
     fate["fcntl"] = _Test(1, _REFUSED_FCNTL, _EPERM, ALLOW)
     fate["memfd_create"] = _Test(1, (0,), ALLOW, _EPERM, _MFD_HUGETLB)
     fate["prlimit64"] = _Test(0, (0,), ALLOW, _EPERM)  # another process's limits
-    fate["setpriority"] = _Test(0, (0,), ALLOW, _EPERM)  # of groups and users
+    itself_or_any: _Decision = ALLOW if traits.private else _Test(1, (0,), ALLOW, _EPERM)
+    fate["setpriority"] = _Test(0, (0,), itself_or_any, _EPERM)  # neither of groups nor of users
     others: _Decision = ALLOW
     if not traits.private:  # nothing else ends a worker whose zygote was killed
         others = _Test(0, (_PR_SET_PDEATHSIG,), _Test(1, (_SIGKILL,), ALLOW, _EPERM), ALLOW)
