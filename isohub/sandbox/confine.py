@@ -199,6 +199,9 @@ def confine(
     listener: Optional[socket.socket] = None
     layered = wanted["level"] != "none"
     namespaced = layered and machine.namespaces is None
+    if layered and wanted["network"] == "proxy" and not namespaced:
+        # Without a network of its own it would have all of the caller's by TCP, or none.
+        raise OSError(f"network= with names of hosts needs namespaces, and there are none: {machine.namespaces}")
     places: Dict[str, str] = {name: os.path.join(directory, name) for name in ("home", "tmp", "cwd")}
     private = [*places.values()]
     rules: List[Rule] = []
@@ -230,7 +233,12 @@ def confine(
         active.append("landlock")
         details["landlock"] = f"ABI {machine.landlock}"
     if layered and machine.seccomp:
-        traits = seccomp.Traits(private=namespaced, scoped=machine.landlock >= 6, network=wanted["network"])
+        traits = seccomp.Traits(
+            private=namespaced,
+            scoped=machine.landlock >= 6,
+            network=wanted["network"],
+            truncation=machine.landlock >= 3,
+        )
         seccomp.install(machine.name, traits, os.getpid())
         active.append("seccomp")
     return Confined(tuple(active), *_missing(machine, layered, active, details), listener)
