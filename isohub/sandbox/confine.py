@@ -27,6 +27,7 @@ from isohub.sandbox.kernel import ARCHITECTURES, architecture, drop_capabilities
 from isohub.sandbox.landlock import Rule
 from isohub.sandbox.limits import apply_limits
 from isohub.sandbox.policy import NAMESPACES
+from isohub.sandbox.seccomp import Traits
 
 __all__ = [
     "BASE_LAYERS",
@@ -79,6 +80,7 @@ class Machine(NamedTuple):
         seccomp: Whether filters can be installed.
         namespaces: None where there are all of them; else why not.
         rules: What every worker of this interpreter may read.
+        fewest: The same without symlinks, and without what is below another: for Landlock.
     """
 
     name: str
@@ -86,10 +88,11 @@ class Machine(NamedTuple):
     seccomp: bool
     namespaces: Optional[str]
     rules: Tuple[Rule, ...]
+    fewest: Tuple[Rule, ...]
 
     @classmethod
     def look(cls, package: str, no_namespaces: Optional[str]) -> Machine:
-        """Ask this machine.
+        """Ask this machine, and prepare what is the same for each fork.
 
         Args:
             package: isohub's own directory.
@@ -97,13 +100,22 @@ class Machine(NamedTuple):
         """
         name = architecture()
         known = name in ARCHITECTURES
-        return cls(
+        rules = interpreter_rules(package)
+        machine = cls(
             name=name,
             landlock=landlock.abi() if known else 0,
             seccomp=known and seccomp.is_available(name),
             namespaces=no_namespaces,
-            rules=tuple(interpreter_rules(package)),
+            rules=tuple(rules),
+            fewest=tuple(_fewest(rules)),
         )
+        if machine.seccomp and no_namespaces is None:
+            seccomp.prepare(name, machine.traits("none", namespaced=True))
+        return machine
+
+    def traits(self, network: str, *, namespaced: bool) -> Traits:
+        """What a worker's filter has to know."""
+        return Traits(private=namespaced, scoped=self.landlock >= 6, network=network, truncation=self.landlock >= 3)
 
 
 class Confined(NamedTuple):
@@ -204,9 +216,9 @@ def confine(
         raise OSError(f"network= with names of hosts needs namespaces, and there are none: {machine.namespaces}")
     places: Dict[str, str] = {name: os.path.join(directory, name) for name in ("home", "tmp", "cwd")}
     private = [*places.values()]
-    rules: List[Rule] = []
+    rules: List[Rule] = []  # beside the machine's
     if layered:
-        rules = worker_rules(machine.rules, wanted, private)
+        rules = worker_rules(wanted, private)
     if namespaced:
         listener = _enter_namespaces(machine, wanted, directory, [rule for rule in rules if rule.path not in private])
         rules += [Rule(namespaces.SHARED_MEMORY, "write"), Rule("/", "list")]  # the names of what the tree has
@@ -229,17 +241,12 @@ def confine(
     if layered and machine.landlock:
         rules += _proc_rules(namespaced)
         ports = [] if listener is None else [listener.getsockname()[1]]
-        landlock.restrict(machine.landlock, _fewest(rules), None if wanted["network"] == "open" else ports)
+        own = _fewest(rules)
+        landlock.restrict(machine.landlock, [*machine.fewest, *own], None if wanted["network"] == "open" else ports)
         active.append("landlock")
         details["landlock"] = f"ABI {machine.landlock}"
     if layered and machine.seccomp:
-        traits = seccomp.Traits(
-            private=namespaced,
-            scoped=machine.landlock >= 6,
-            network=wanted["network"],
-            truncation=machine.landlock >= 3,
-        )
-        seccomp.install(machine.name, traits, os.getpid())
+        seccomp.install(machine.name, machine.traits(wanted["network"], namespaced=namespaced), os.getpid())
         active.append("seccomp")
     return Confined(tuple(active), *_missing(machine, layered, active, details), listener)
 
@@ -268,7 +275,7 @@ def _enter_namespaces(
 ) -> Optional[socket.socket]:
     namespaces.leave_host(network=wanted["network"] == "open")
     tree = namespaces.Tree(os.path.join(os.path.dirname(directory), "root"), machine.name)
-    tree.bind([*rules, Rule(wanted["checkout"], "read")])
+    tree.bind([*machine.rules, *rules, Rule(wanted["checkout"], "read")])
     tree.own(directory, wanted["disk"])
     tree.hide(os.path.join(os.path.realpath(wanted["checkout"]), ".git"))
     tree.pivot()

@@ -109,18 +109,17 @@ def _path_entry_rules(place: str) -> List[Rule]:
     return rules
 
 
-def worker_rules(base: Sequence[Rule], wanted: Mapping[str, Any], private: Sequence[str]) -> List[Rule]:
-    """All rules of one worker.
+def worker_rules(wanted: Mapping[str, Any], private: Sequence[str]) -> List[Rule]:
+    """The rules of one worker beside `interpreter_rules`.
 
     Args:
-        base: `interpreter_rules`.
         wanted: ``checkout``, ``read``, ``write``, ``gpu``, ``network`` of the caller's request.
         private: Its own directories, which exist or will.
 
     Raises:
         OSError: A path that the caller names is not there.
     """
-    rules = [*base, *_checkout_rules(wanted["checkout"])]
+    rules = _checkout_rules(wanted["checkout"])
     rules += [Rule(path, "read") for path in wanted["read"]]
     rules += [Rule(path, "write") for path in (*wanted["write"], *private)]
     for path in (*wanted["read"], *wanted["write"]):

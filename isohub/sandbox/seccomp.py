@@ -24,7 +24,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 from isohub.sandbox.kernel import prctl, system_call
 from isohub.sandbox.syscalls import GROUPS, numbers
 
-__all__ = ["ALLOW", "KILL", "Traits", "deny", "install", "is_available", "program"]
+__all__ = ["ALLOW", "KILL", "Traits", "deny", "install", "is_available", "prepare", "program"]
 
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _SECCOMP = {"x86_64": 317, "aarch64": 277}
@@ -192,9 +192,8 @@ class _Instruction(NamedTuple):
     value: int
 
 
-@functools.lru_cache(maxsize=8)
 def program(machine: str, traits: Traits, pid: int) -> Tuple[Tuple[int, int, int, int], ...]:
-    """The filter: instructions as (code, jump if true, jump if false, value). Made once, for a zygote's forks.
+    """The filter: instructions as (code, jump if true, jump if false, value).
 
     Args:
         machine: One of `isohub.sandbox.syscalls.MACHINES`.
@@ -246,16 +245,22 @@ def _leaf(decision: _Decision) -> List[_Instruction]:
     return [*code, *matching, *others]
 
 
+@functools.lru_cache(maxsize=8)
+def prepare(machine: str, traits: Traits, pid: int = 0) -> bytes:
+    """The filter as the kernel takes it: instructions of eight bytes. Made once, for a zygote's forks."""
+    return b"".join(struct.pack("HBBI", *instruction) for instruction in program(machine, traits, pid))
+
+
 def install(machine: str, traits: Traits, pid: int) -> None:
     """Put the filter on this thread and all that it starts.
 
     Raises:
         OSError: The kernel refused.
     """
-    instructions = program(machine, traits, pid)
-    code = b"".join(struct.pack("HBBI", *instruction) for instruction in instructions)
+    # Where signals are kept within by others, the filter is the same for every process.
+    code = prepare(machine, traits, 0 if traits.private or traits.scoped else pid)
     buffer = ctypes.create_string_buffer(code, len(code))
     # struct sock_fprog: a length, and after padding a pointer.
-    header = struct.pack("HxxxxxxQ", len(instructions), ctypes.addressof(buffer))
+    header = struct.pack("HxxxxxxQ", len(code) // 8, ctypes.addressof(buffer))
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
     system_call("seccomp", _SECCOMP[machine], _SET_MODE_FILTER, 0, ctypes.c_char_p(header))

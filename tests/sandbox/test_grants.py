@@ -135,27 +135,27 @@ def test_a_checkout_is_read_and_its_git_directory_is_not(tmp_path):
     (tmp_path / "hubconf.py").write_text("")
     (tmp_path / "models").mkdir()
     (tmp_path / "keys").symlink_to("/root/.ssh")
-    plain = worker_rules([], wanted(checkout=str(tmp_path)), [])
+    plain = worker_rules(wanted(checkout=str(tmp_path)), [])
     assert plain == [Rule(str(tmp_path), "read")]
     (tmp_path / ".git").mkdir()
-    rules = worker_rules([], wanted(checkout=str(tmp_path)), [])
+    rules = worker_rules(wanted(checkout=str(tmp_path)), [])
     assert kinds(rules, "read") == {str(tmp_path / "hubconf.py"), str(tmp_path / "models")}
     assert kinds(rules, "list") == {str(tmp_path)}
 
 
 def test_what_the_caller_names_is_given_and_must_be_there(tmp_path):
-    rules = worker_rules([], wanted(checkout=str(tmp_path), read=["/etc/hosts"], write=[str(tmp_path)]), ["/own"])
+    rules = worker_rules(wanted(checkout=str(tmp_path), read=["/etc/hosts"], write=[str(tmp_path)]), ["/own"])
     assert Rule("/etc/hosts", "read") in rules
     assert kinds(rules, "write") == {str(tmp_path), "/own"}
     for field in ("read", "write"):
         with pytest.raises(FileNotFoundError):
-            worker_rules([], wanted(checkout=str(tmp_path), **{field: [str(tmp_path / "nothing")]}), [])
+            worker_rules(wanted(checkout=str(tmp_path), **{field: [str(tmp_path / "nothing")]}), [])
 
 
 def test_names_of_the_network_come_with_a_network(tmp_path):
-    assert "/etc/resolv.conf" not in kinds(worker_rules([], wanted(checkout=str(tmp_path)), []))
+    assert "/etc/resolv.conf" not in kinds(worker_rules(wanted(checkout=str(tmp_path)), []))
     for network in ("proxy", "open"):
-        assert "/etc/hosts" in kinds(worker_rules([], wanted(checkout=str(tmp_path), network=network), []), "read")
+        assert "/etc/hosts" in kinds(worker_rules(wanted(checkout=str(tmp_path), network=network), []), "read")
 
 
 def test_gpus_come_when_they_are_asked_for(tmp_path, monkeypatch):
@@ -163,7 +163,7 @@ def test_gpus_come_when_they_are_asked_for(tmp_path, monkeypatch):
     (tmp_path / "caps").mkdir()
     monkeypatch.setattr(grants, "_GPU_DEVICES", (f"{tmp_path}/*",))
     monkeypatch.setattr(grants, "_GPU_READ", ("/sys", str(tmp_path / "nothing")))
-    assert kinds(worker_rules([], wanted(checkout=str(tmp_path)), []), "device") == set()
-    rules = worker_rules([], wanted(checkout=str(tmp_path), gpu=True), [])
+    assert kinds(worker_rules(wanted(checkout=str(tmp_path)), []), "device") == set()
+    rules = worker_rules(wanted(checkout=str(tmp_path), gpu=True), [])
     assert kinds(rules, "device") == {str(tmp_path / "nvidia0")}
     assert kinds(rules, "read") == {"/sys", str(tmp_path)}
