@@ -25,8 +25,6 @@ from isohub.sandbox.syscalls import numbers
 
 DONE = "done"
 NUMBERS = numbers(platform.machine()) if platform.machine() in ("x86_64", "aarch64") else {}
-NUMBERS.update(name_to_handle_at={"x86_64": 303}.get(platform.machine(), 264))
-NUMBERS.update(open_by_handle_at={"x86_64": 304}.get(platform.machine(), 265))
 
 AT_FDCWD = -100
 NEW_USER, NEW_NET = 0x10000000, 0x40000000
