@@ -636,7 +636,7 @@ def read_open_files(pid):
 
 
 def read_root(pid):
-    os.listdir(f"/proc/{pid}/root/")
+    os.listdir(os.path.join(f"/proc/{pid}", "root", ""))
 
 
 def read_directory(pid):
