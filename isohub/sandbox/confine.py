@@ -235,7 +235,11 @@ def confine(
     if layered:
         details["limits"] = apply_limits(wanted, namespaced)
         active.append("limits")
-        prctl(_PR_SET_DUMPABLE, 0)
+        if namespaced:
+            # Its caller owns its zygote's user namespace and can look at it all the same. Elsewhere an ordinary user
+            # could not (``smaps``), and other workers cannot in any case: they trace nobody, and of /proc see
+            # themselves.
+            prctl(_PR_SET_DUMPABLE, 0)
         drop_capabilities()
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
     if layered and machine.landlock:

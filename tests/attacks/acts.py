@@ -40,6 +40,11 @@ def attempt(module, act, *args):
     return DONE
 
 
+def attempts(module, act, arguments):
+    """`attempt` with each of several arguments."""
+    return [attempt(module, act, *args) for args in arguments]
+
+
 def beside(act, *args):
     """`attempt` in a process of its own, which is neither confined nor this one; a signal's name if it was ended.
 
@@ -631,7 +636,7 @@ def read_open_files(pid):
 
 
 def read_root(pid):
-    os.listdir(f"/proc/{pid}/root")
+    os.listdir(os.path.join(f"/proc/{pid}", "root", ""))
 
 
 def read_directory(pid):

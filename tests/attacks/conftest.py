@@ -40,6 +40,10 @@ class Jail:
         """`acts.attempt` in the worker."""
         return str(self.handle.run(acts.attempt, act, *args))
 
+    def attempts(self, act, arguments) -> list[str]:
+        """The same with each of several arguments, at once."""
+        return list(self.handle.run(acts.attempts, act, [*arguments]))
+
 
 #: All that there is; Landlock and the filter alone; and those on a kernel with the oldest Landlock.
 KINDS = {"whole": (), "no namespaces": ("namespaces",), "no namespaces, Landlock 1": ("namespaces",)}

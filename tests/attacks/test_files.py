@@ -43,10 +43,7 @@ def home(tmp_path_factory):
 @pytest.fixture
 def place(tmp_path):
     """Something to change."""
-    made = tmp_path / "place"
-    (made / "sub").mkdir(parents=True)
-    (made / "file").write_text("whole")
-    return made
+    return filled(tmp_path / "place")
 
 
 def tiny(tmp_path):
@@ -240,16 +237,35 @@ def test_c19_nor_what_a_worker_may_read(jail, readable, way):
     assert outcome == DONE
 
 
-@pytest.fixture
-def readable(jail, tmp_path):
-    """A worker that may read a directory which it would like to change."""
-    repo = tiny(tmp_path)
-    place = tmp_path / "readable"
+@pytest.fixture(scope="module")
+def granted(jail, tmp_path_factory):
+    """A worker, what it may read, and what it may change."""
+    reads, writes = tmp_path_factory.mktemp("reads"), tmp_path_factory.mktemp("writes")
+    repo = tiny(tmp_path_factory.mktemp("granted"))
+    with jail.session.load(repo, "model", sandbox=isohub.Sandbox(read=[reads], write=[writes])) as handle:
+        yield handle, reads, writes
+
+
+def filled(place):
     (place / "sub").mkdir(parents=True)
     (place / "file").write_text("whole")
-    with jail.session.load(repo, "model", sandbox=isohub.Sandbox(read=[place])) as handle:
-        assert handle.run(acts.attempt, acts.read, str(place / "file")) == DONE
-        yield handle, place
+    return place
+
+
+@pytest.fixture
+def readable(granted, request):
+    """A worker that may read a directory which it would like to change."""
+    handle, reads, _ = granted
+    place = filled(reads / request.node.callspec.id)
+    assert handle.run(acts.attempt, acts.read, str(place / "file")) == DONE
+    return handle, place
+
+
+@pytest.fixture
+def writable(granted, request):
+    """A worker that may change a directory."""
+    handle, _, writes = granted
+    return handle, filled(writes / request.node.callspec.id)
 
 
 def test_c18_nothing_is_opened_for_neither_reading_nor_writing(jail, place):
@@ -269,16 +285,6 @@ def test_c19_what_the_policy_names_is_changed(jail, writable, way):
     before = snapshot(place)
     assert handle.run(acts.attempt, way, str(place)) == DONE
     assert snapshot(place) != before
-
-
-@pytest.fixture
-def writable(jail, tmp_path):
-    repo = tiny(tmp_path)
-    place = tmp_path / "writable"
-    (place / "sub").mkdir(parents=True)
-    (place / "file").write_text("whole")
-    with jail.session.load(repo, "model", sandbox=isohub.Sandbox(write=[place])) as handle:
-        yield handle, place
 
 
 def places_of_the_callers(store, home):

@@ -134,7 +134,7 @@ def test_a_zip_on_the_path_is_read(interpreter, monkeypatch):
 def test_a_checkout_is_read_and_its_git_directory_is_not(tmp_path):
     (tmp_path / "hubconf.py").write_text("")
     (tmp_path / "models").mkdir()
-    (tmp_path / "keys").symlink_to("/root/.ssh")
+    (tmp_path / "keys").symlink_to("/home/somebody/.ssh")
     plain = worker_rules(wanted(checkout=str(tmp_path)), [])
     assert plain == [Rule(str(tmp_path), "read")]
     (tmp_path / ".git").mkdir()

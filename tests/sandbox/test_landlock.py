@@ -63,7 +63,7 @@ class Kernel:
 def test_the_kernel_gets_a_struct_of_its_size(monkeypatch, version, tmp_path):
     kernel = Kernel(monkeypatch)
     restrict(version, [Rule(str(tmp_path), "read"), Rule("/dev/null", "device")], [80])
-    _, net, _, size = ABIS[min(version, NEWEST_ABI)]
+    _files, net, _, size = ABIS[min(version, NEWEST_ABI)]
     assert kernel.size == size
     assert [name for name, *_ in kernel.calls] == [
         "landlock_create_ruleset",
