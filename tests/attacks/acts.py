@@ -844,11 +844,12 @@ def secret_memory():
 
 
 def shared_memory_by_key():
-    call("shmget", 0, 4096, 0o1600)
+    call("shmctl", call("shmget", 0, 4096, 0o1600), 0, None)  # made, and removed again
 
 
 def message_queue():
     os.close(call("mq_open", "isohub-attack", os.O_CREAT | os.O_RDWR, 0o600, None))
+    call("mq_unlink", "isohub-attack")
 
 
 def watch_everything():
