@@ -64,7 +64,11 @@ class ProgramGate:
         if self.trusted:
             return
         whole = "all its commits," if self._pin.validated else "this commit of it,"
-        why = "trust_repo=False trusts nobody" if self._trust_repo is False else "the repo is not trusted"
+        why = (
+            "the repo is not trusted, since trust_repo=False trusts nobody"
+            if self._trust_repo is False
+            else "the repo is not trusted"
+        )
         raise UntrustedRepoError(
             f"{what}; {why}",
             hint=f"{instead}; once you have read the code at {self._pin.commit}, trust_repo=True allows it and trusts "
