@@ -8,7 +8,9 @@ Rules:
 3. Parameters there are given gradients when a local model's would be: by ``backward()``, and not by
    ``torch.autograd.grad`` or ``backward(inputs=...)``.
 4. The worker keeps the graph until the last output of the call is gone here.
-5. Where a gradient cannot cross, the backward pass is an error: it never lacks a part in silence.
+5. A backward pass under gradient mode (``create_graph=True``) is itself a call that is recorded: its inputs are the
+   gradients that came and the inputs of the first call.
+6. Where a gradient cannot cross, the backward pass is an error: it never lacks a part in silence.
 
 Side: caller. Trust: which outputs require a gradient, and every gradient, is the worker's word; both are checked.
 Source: torch.autograd.Function; ``torch._C._will_engine_execute_node`` (torch 2.1 and later), by which
@@ -44,8 +46,9 @@ class Recording:
         outputs: Tensors of the answer that require a gradient. Empty once they are tied.
     """
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, also: Sequence[torch.Tensor] = ()) -> None:
         self.number = 0
+        self._also = also
         self.inputs: list[torch.Tensor] = []
         self.hidden: list[torch.Tensor] = []
         self.outputs: list[torch.Tensor] = []
@@ -69,6 +72,8 @@ class Recording:
                 places[id(tensor)] = [[], tensor.is_leaf]
                 self.inputs.append(tensor)
             places[id(tensor)][0].append(row)
+        self.inputs.extend(self._also)
+        self._also = ()
         # Also of calls that end by an exception. May run at any moment: only hands over.
         self._finalizer = weakref.finalize(self, forgotten.put, number)
         self._finalizer.atexit = False
@@ -103,7 +108,12 @@ class Recording:
         _Backward.apply(self, outputs, len(inputs), parameters, *inputs, *hidden)  # type: ignore[no-untyped-call]
 
     def backward(
-        self, gradients: list[tuple[int, torch.Tensor]], wanted: list[int], accumulate: bool, keep: bool
+        self,
+        gradients: list[tuple[int, torch.Tensor]],
+        wanted: list[int],
+        accumulate: bool,
+        keep: bool,
+        inputs: Sequence[torch.Tensor] | None,
     ) -> list[Any]:
         """Run the backward pass in the worker.
 
@@ -112,6 +122,7 @@ class Recording:
             wanted: Numbers of the inputs.
             accumulate: Whether parameters there are given theirs.
             keep: Whether the graph may be used again.
+            inputs: Those of the call, where this pass is recorded too, else None.
 
         Returns:
             A tensor or None for each of `wanted`. Trust: worker; not checked yet.
@@ -123,7 +134,15 @@ class Recording:
                 hint="keep the handle until the backward pass is done",
             )
         answer = link.ask(
-            "backward", self.number, gradients, wanted, accumulate, keep, phase="running the backward pass"
+            "backward",
+            self.number,
+            gradients,
+            wanted,
+            accumulate,
+            keep,
+            phase="running the backward pass",
+            record=inputs is not None,
+            also=inputs or (),
         )
         if not isinstance(answer, list) or len(answer) != len(wanted):
             raise self.refuse()
@@ -150,17 +169,13 @@ class _Backward(torch.autograd.Function):
         ctx.recording = recording
         ctx.hidden = len(inputs) - 1 - count
         ctx.described = [(tensor.shape, tensor.dtype, tensor.device) for tensor in inputs[1 : 1 + count]]
+        ctx.save_for_backward(*inputs[1:])
         ctx.nodes = [_accumulator(inputs[0])]
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
         recording, described = ctx.recording, ctx.described
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                f"the gradient of a gradient does not cross to the worker of {recording.name}: create_graph=True\n"
-                "hint: run both backward passes there with h.run(fn, ...)"
-            )
         if ctx.hidden:
             raise RuntimeError(
                 f"gradients do not cross to the worker of {recording.name} for tensors within objects that go by "
@@ -170,15 +185,16 @@ class _Backward(torch.autograd.Function):
         wanted = [number for number in range(len(described)) if ctx.needs_input_grad[4 + number]]
         found: list[Any] = [None] * len(described)
         if given:
-            answer = recording.backward(given, wanted, _will_run(ctx.nodes[0]), _graph_is_kept())
+            inputs = ctx.saved_tensors[: len(described)] if torch.is_grad_enabled() else None  # create_graph=True
+            answer = recording.backward(given, wanted, _will_run(ctx.nodes[0]), _graph_is_kept(), inputs)
             for number, claimed in zip(wanted, answer, strict=True):
                 found[number] = _checked(claimed, described[number], recording)
         return None, None, None, None, *found
 
 
-def recording_for(link: Link) -> Recording | None:
-    """A recording for a call that is made now, unless no gradients are wanted."""
-    return Recording(link) if torch.is_grad_enabled() and not torch.is_inference_mode_enabled() else None
+def recording_for(link: Link, also: Sequence[torch.Tensor]) -> Recording | None:
+    """A recording for a call that is made now, unless no gradients are wanted; `also` are inputs that do not travel."""
+    return Recording(link, also) if torch.is_grad_enabled() and not torch.is_inference_mode_enabled() else None
 
 
 def _checked(claimed: Any, described: tuple[torch.Size, torch.dtype, torch.device], recording: Recording) -> Any:

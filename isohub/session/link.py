@@ -11,7 +11,7 @@ import queue
 import re
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -167,6 +167,7 @@ class Link:
         parcel: bool = False,
         limit_bytes: int | None = None,
         record: bool = False,
+        also: Sequence[torch.Tensor] = (),
     ) -> Any:
         """Ask the worker; errors of the repo's come out as `RemoteError`.
 
@@ -178,9 +179,10 @@ class Link:
             parcel: Whether the answer is mapped instead of copied.
             limit_bytes: The most tensor bytes that the answer may hold; the link's own unless given.
             record: Whether a backward pass may come to it.
+            also: What it gives gradients for, beside its arguments: inputs of an earlier call.
         """
         self._check_process()
-        recording = recording_for(self) if record else None
+        recording = recording_for(self, also) if record else None
         question = Question(
             op,
             args,

@@ -66,7 +66,9 @@ class RemoteParameter(_Copy, torch.nn.Parameter):
     def grad(self) -> Any:
         """The remote parameter's gradient now, copied."""
         found = _act(self, "grad")
-        return _copied(self, found) if isinstance(found, torch.Tensor) else found
+        # One that has a graph there has one here: what is computed from it goes on to the worker.
+        plain = isinstance(found, torch.Tensor) and not found.requires_grad
+        return _copied(self, found) if plain else found
 
     @grad.setter
     def grad(self, value: Any) -> None:
@@ -171,7 +173,7 @@ def _act(parameter: _Copy, act: str, value: Any = None) -> Any:
     name = parameter.__dict__["_isohub_source"][1]
     words = {"grad": "reading the gradient of", "requires_grad": "setting requires_grad of"}
     phase = f"{words.get(act, 'setting the gradient of')} {name!r}"
-    return _remote(parameter).ask("parameter", name, act, value, phase=phase)
+    return _remote(parameter).ask("parameter", name, act, value, phase=phase, record=act == "grad")
 
 
 def _pass_on(parameter: Any) -> None:

@@ -6,7 +6,8 @@ Rules:
    leaves here, the others are not, so that a model may change them in place.
 2. A graph is kept under its question's number until the caller lets it go. The oldest go first when there are too
    many, or when this process has taken more memory than the caller allows for it.
-3. A gradient that arrives at an input of another call is an error: it would have to go to the caller, who did not
+3. A backward pass that is recorded is a call: its inputs are the gradients, and then those of the first call.
+4. A gradient that arrives at an input of another call is an error: it would have to go to the caller, who did not
    ask for it, and would be lost.
 
 Side: worker. Trust: numbers and tensors are the caller's; what a backward pass runs may be the repo's.
@@ -35,6 +36,8 @@ class _Tape:
         self.inputs: List[Any] = []  # leaves: the tensors themselves, or what stands before them
         self.outputs: List[Any] = []
         self.openings = [True]  # whether a gradient may arrive at an input now
+        self.parents: List[List[bool]] = []  # the same of the calls whose inputs are this one's too
+        self.shared = False  # whether another call's graph leads through this one's
 
     def guard(self, leaf: Any) -> None:
         """Refuse gradients that arrive outside of this call and its own backward pass."""
@@ -138,6 +141,14 @@ class Tapes:
                 f"the graph of this call is not kept any more{why}\n"
                 "hint: call backward() sooner, or calls that need no gradients under torch.no_grad()"
             )
+        following = self._under_way  # where this pass is recorded
+        if following is not None:
+            following.inputs += tape.inputs
+            following.parents = [tape.openings, *tape.parents]
+            tape.shared = following.shared = True
+        create = following is not None
+        # One pass of the caller's may come to both, one after the other: the first must not use up the second's.
+        keep = keep or tape.shared
         outputs = [tape.outputs[place] for place, _ in gradients]
         given = [gradient.to(output.device) for output, (_, gradient) in zip(outputs, gradients)]
         with _opened(tape):
@@ -145,10 +156,14 @@ class Tapes:
                 leaves = [tape.inputs[place] for place in wanted]
                 if not leaves:
                     return []
-                return list(torch.autograd.grad(outputs, leaves, given, retain_graph=keep, allow_unused=True))
+                return list(
+                    torch.autograd.grad(
+                        outputs, leaves, given, retain_graph=keep, create_graph=create, allow_unused=True
+                    )
+                )
             for leaf in tape.inputs:
                 leaf.grad = None
-            torch.autograd.backward(outputs, given, retain_graph=keep)
+            torch.autograd.backward(outputs, given, retain_graph=keep, create_graph=create)
             found = [tape.inputs[place].grad for place in wanted]
             for leaf in tape.inputs:
                 leaf.grad = None
@@ -157,11 +172,14 @@ class Tapes:
 
 @contextlib.contextmanager
 def _opened(tape: _Tape) -> Iterator[None]:
-    tape.openings[0] = True
+    openings = [tape.openings, *tape.parents]
+    for opening in openings:
+        opening[0] = True
     try:
         yield
     finally:
-        tape.openings[0] = False
+        for opening in openings:
+            opening[0] = False
 
 
 _functions: List[Any] = []  # made once, with torch, which is imported late

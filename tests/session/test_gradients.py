@@ -122,10 +122,47 @@ def test_parameters_get_gradients_when_a_local_models_would(mlp):
     assert all(parameter.grad is not None for parameter in mlp.parameters())
 
 
-def test_the_gradient_of_a_gradient_is_refused(mlp):
+def test_the_gradient_of_a_gradient(mlp):
+    local = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    local.load_state_dict(mlp.state_dict())
+    found = []
+    for model in (mlp, local):
+        torch.manual_seed(0)
+        x = torch.randn(2, 4, requires_grad=True)
+        (gradient,) = torch.autograd.grad(model(x * 2).pow(2).sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(gradient.pow(3).sum(), x, create_graph=True)
+        ((gradient.norm() - 1).pow(2) + second.pow(2).sum()).backward()
+        found.append([gradient, second, x.grad, *(parameter.grad for parameter in model.parameters())])
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+    assert graphs(mlp) > 0
+    del found, model, gradient, second, one, other
+    gc.collect()
+    assert graphs(mlp) == 0
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")  # torch's own, of circles
+def test_a_penalty_on_the_gradients_of_parameters_is_an_error(mlp):
+    mlp(torch.ones(2, 4)).pow(2).sum().backward(create_graph=True)
+    penalty = sum(parameter.grad.pow(2).sum() for parameter in mlp.parameters())
+    with pytest.raises(RuntimeError, match=r"has reached an input of an earlier call[\s\S]*h\.run"):
+        penalty.backward()
+
+
+def test_gradgradcheck(load):
+    smooth = load("smooth")
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(smooth, (x,))
+    assert torch.autograd.gradgradcheck(lambda x: smooth(x * 2).tanh(), (x,))
+
+
+def test_an_input_that_was_changed_is_torchs_own_error_where_it_is_needed(mlp):
     x = torch.ones(2, 4, requires_grad=True)
-    with pytest.raises(RuntimeError, match=r"the gradient of a gradient does not cross[\s\S]*h\.run"):
-        torch.autograd.grad(mlp(x).sum(), x, create_graph=True)
+    given = x * 1
+    out = mlp(given)
+    given.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(out.sum(), x, create_graph=True)
 
 
 def test_an_output_may_be_changed_in_place(mlp):
@@ -278,3 +315,14 @@ def test_autograds_anomalies_and_checkpoints_around_a_handle(mlp):
     checkpoint(mlp, x, use_reentrant=False).sum().backward()
     mlp(y).sum().backward()
     assert torch.equal(x.grad, y.grad)
+
+
+def test_calls_that_share_a_part_of_their_graph(mlp):
+    def cache(module):
+        module.twice = module[0].weight * 2
+
+    mlp.run(cache)
+    work = lambda module, x: torch.tanh(x @ module.twice.exp().T)  # noqa: E731
+    outs = [mlp.run(work, torch.ones(1, 4)) for _ in range(2)]
+    (outs[0].sum() + outs[1].sum()).backward(retain_graph=True)
+    assert mlp.get_parameter("0.weight").grad is not None
