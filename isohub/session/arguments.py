@@ -5,6 +5,7 @@ Side: caller, which is the more trusted one; only this direction pickles.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import sysconfig
@@ -12,21 +13,44 @@ import types
 from typing import Any
 
 import cloudpickle
+import torch
 
 from isohub.errors import ValueNotTransferableError
 
 __all__ = ["pickled"]
 
 
-def pickled(value: Any) -> bytes:
-    """A value for a worker. The caller is the more trusted side: this direction may pickle."""
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Notes the tensors that require a gradient."""
+
+    def __init__(self, file: io.BytesIO, found: list[torch.Tensor]) -> None:
+        super().__init__(file)
+        self._found = found
+
+    def persistent_id(self, value: Any) -> None:
+        if isinstance(value, torch.Tensor) and value.requires_grad:
+            self._found.append(value)
+
+
+def pickled(value: Any, differentiable: list[torch.Tensor] | None = None) -> bytes:
+    """A value for a worker. The caller is the more trusted side: this direction may pickle.
+
+    Args:
+        value: Anything.
+        differentiable: Takes the tensors in it that require a gradient.
+    """
     own = [
         module for module in _own_modules(value) if module.__name__ not in cloudpickle.list_registry_pickle_by_value()
     ]
     try:
         for module in own:
             cloudpickle.register_pickle_by_value(module)
-        data: bytes = cloudpickle.dumps(value)
+        if differentiable is None:
+            data: bytes = cloudpickle.dumps(value)
+        else:
+            buffer = io.BytesIO()
+            _Pickler(buffer, differentiable).dump(value)
+            data = buffer.getvalue()
     except Exception as error:
         raise ValueNotTransferableError(
             f"a {type(value).__module__}.{type(value).__qualname__} cannot be sent to a worker: {error}",

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from isohub.errors import IsohubError, ProtocolError, printable
-from isohub.session.gradients import severed
 from isohub.session.link import Remote, Stats, refuse_pickle
+from isohub.session.parameters import parameters_of, register_parameter, remote_parameter
+from isohub.session.surface import Surface
 
 if TYPE_CHECKING:
     from isohub.sandbox.policy import Confinement
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
 __all__ = ["RemoteModule", "RemoteObject", "make_handle", "mark_loaded"]
 
 
-class RemoteModule(torch.nn.Module):
+class RemoteModule(Surface):
     """A module that lives in a worker.
 
     Everything that is not defined here is looked up in the worker: methods, submodules, attributes. Inputs
-    are copied to the worker and outputs to the caller; outputs carry no gradient history. Parameters and
-    buffers that are read are copies; change them by `load_state_dict` or `run`.
+    are copied to the worker and outputs to the caller; a backward pass through them goes on in the worker.
+    Parameters and buffers that are read are copies; change them by `load_state_dict` or `run`.
 
     Made by `isohub.load`, never by hand.
     """
@@ -82,7 +83,7 @@ class RemoteModule(torch.nn.Module):
             Its result: a plain value where the closed set allows it, else a handle.
         """
         phase = f"running {getattr(function, '__name__', 'a function')}()"
-        return self._isohub.ask("run", function, args, kwargs, phase=phase)
+        return self._isohub.ask("run", function, args, kwargs, phase=phase, record=True)
 
     def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
         """Call the module in the background; calls that were submitted earlier come first."""
@@ -181,9 +182,10 @@ class RemoteModule(torch.nn.Module):
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """Names and copies of the remote parameters, ``requires_grad`` as it is there."""
-        for name, value, requires_grad in self._named("parameters", recurse, remove_duplicate):
-            yield _joined(prefix, name), torch.nn.Parameter(value, requires_grad=requires_grad)
+        """Names and copies of the remote parameters; ``grad`` and ``requires_grad`` are as they are there."""
+        rows = self._named("parameters", recurse, remove_duplicate)
+        for name, parameter in parameters_of(self, rows):
+            yield _joined(prefix, name), parameter
 
     def named_buffers(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -336,11 +338,8 @@ class RemoteModule(torch.nn.Module):
         self._change("register_buffer", name, tensor, persistent)
 
     def register_parameter(self, name: str, param: torch.nn.Parameter | None) -> None:
-        """Not across the wire, where a parameter arrives as a tensor."""
-        raise NotImplementedError(
-            f"a parameter cannot be registered in {self._isohub.link.worker.name} from here\n"
-            "hint: h.run(lambda module: module.register_parameter(...)) does it there"
-        )
+        """Add a parameter to the remote module: one with the values of this one."""
+        register_parameter(self._isohub, name, param)
 
     # Hooks run in this process, when *this handle* is called. A submodule is called within the worker, by its
     # parent, where no hook of this process could see it.
@@ -363,13 +362,19 @@ class RemoteModule(torch.nn.Module):
         return super().register_forward_pre_hook(*args, **kwargs)
 
     def register_full_backward_hook(self, *args: Any, **kwargs: Any) -> Any:
-        """Not across the wire: the backward pass runs in the worker."""
-        raise NotImplementedError(
-            f"gradients do not cross to the worker of {self._isohub.link.worker.name}\n"
-            "hint: h.run(fn) can register the hook and run the backward pass there"
-        )
+        """A hook in this process, on the handle that was loaded."""
+        self._only_on_what_was_loaded()
+        return super().register_full_backward_hook(*args, **kwargs)
 
-    register_full_backward_pre_hook = register_backward_hook = register_full_backward_hook
+    def register_full_backward_pre_hook(self, *args: Any, **kwargs: Any) -> Any:
+        """A hook in this process, on the handle that was loaded."""
+        self._only_on_what_was_loaded()
+        return super().register_full_backward_pre_hook(*args, **kwargs)
+
+    def register_backward_hook(self, *args: Any, **kwargs: Any) -> Any:
+        """A hook in this process, on the handle that was loaded."""
+        self._only_on_what_was_loaded()
+        return super().register_backward_hook(*args, **kwargs)
 
     def apply(self, fn: Callable[[Any], Any]) -> Any:
         """Apply a function to every remote submodule, in the worker."""
@@ -391,11 +396,19 @@ class RemoteModule(torch.nn.Module):
     def __getattr__(self, name: str) -> Any:
         if _is_a_protocol(name):
             raise AttributeError(name)
-        return self._isohub.operate("getattr", name)
+        value = self._isohub.operate("getattr", name)
+        if isinstance(value, torch.Tensor):
+            phase = f"reading its attribute {name!r}"
+            requires_grad = self._isohub.ask("parameter", name, "describe", None, phase=phase)
+            if isinstance(requires_grad, bool):  # None for what is no parameter
+                return remote_parameter(self, name, value.detach(), requires_grad and _is_differentiable(value))
+        return value
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.__dict__ or hasattr(type(self), name):
             object.__setattr__(self, name, value)
+        elif isinstance(value, torch.nn.Parameter):
+            register_parameter(self._isohub, name, value)
         else:
             self._isohub.operate("setattr", name, value)
 
@@ -462,8 +475,7 @@ class RemoteObject(_Container):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the remote object."""
         remote = self._isohub
-        answer = remote.ask("call", "", args, kwargs, phase=f"calling a {remote.class_name}")
-        return severed(answer, [args, kwargs], remote.link.worker.name)
+        return remote.ask("call", "", args, kwargs, phase=f"calling a {remote.class_name}", record=True)
 
     def __getattr__(self, name: str) -> Any:
         if _is_a_protocol(name):
@@ -516,7 +528,11 @@ def _is_named_tensor(row: Any) -> bool:
     """A name, a tensor, and whether it requires a gradient, which only floating and complex ones can."""
     if not (isinstance(row, tuple) and len(row) == 3 and isinstance(row[0], str) and isinstance(row[1], torch.Tensor)):
         return False
-    return isinstance(row[2], bool) and (not row[2] or row[1].is_floating_point() or row[1].is_complex())
+    return isinstance(row[2], bool) and (not row[2] or _is_differentiable(row[1]))
+
+
+def _is_differentiable(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _length(remote: Remote) -> int:
@@ -531,7 +547,7 @@ def _iterate(remote: Remote) -> Iterator[Any]:
     if not isinstance(iterator, RemoteObject):
         raise remote.refuse("an iterator", "starting an iteration")
     while True:
-        answer = iterator._isohub.ask("next", phase="taking the next item")
+        answer = iterator._isohub.ask("next", phase="taking the next item", record=True)
         if not (isinstance(answer, tuple) and len(answer) == 2):
             raise remote.refuse("an item", "taking the next item")
         if not answer[0]:

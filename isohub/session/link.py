@@ -11,7 +11,7 @@ import queue
 import re
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -29,7 +29,8 @@ from isohub.errors import (
 )
 from isohub.repos.naming import near_names
 from isohub.session.arguments import pickled
-from isohub.session.gradients import severed
+from isohub.session.gradients import Recording, recording_for
+from isohub.session.modes import carried, resumed
 from isohub.session.supervisor import Faulted, Question, Worker
 from isohub.wire.codec import TooLargeToEncode
 from isohub.wire.protocol import MAX_REFERENCES
@@ -165,6 +166,8 @@ class Link:
         target: int | None = None,
         parcel: bool = False,
         limit_bytes: int | None = None,
+        record: bool = False,
+        also: Sequence[torch.Tensor] = (),
     ) -> Any:
         """Ask the worker; errors of the repo's come out as `RemoteError`.
 
@@ -175,8 +178,11 @@ class Link:
             target: Number of the remote object that it is done to.
             parcel: Whether the answer is mapped instead of copied.
             limit_bytes: The most tensor bytes that the answer may hold; the link's own unless given.
+            record: Whether a backward pass may come to it.
+            also: What it gives gradients for, beside its arguments: inputs of an earlier call.
         """
         self._check_process()
+        recording = recording_for(self, also) if record else None
         question = Question(
             op,
             args,
@@ -188,10 +194,16 @@ class Link:
             grad=torch.is_grad_enabled(),
             inference=torch.is_inference_mode_enabled(),
             verbose=self.verbose,
+            modes=carried(),
+            recording=recording,
         )
         references = itertools.count(1)  # of this one answer
         try:
-            return self.worker.ask(question, self._encode, lambda claimed: self._handle(claimed, next(references)))
+            answer = self.worker.ask(
+                question,
+                lambda cargo, value: self._encode(cargo, value, recording),
+                lambda claimed: self._handle(claimed, next(references)),
+            )
         except Faulted as faulted:
             raise self._error(faulted, question) from None
         except TooLargeToEncode:
@@ -200,6 +212,9 @@ class Link:
                 hint="pass large data as tensors or arrays",
                 phase=phase,
             ) from None
+        if recording is not None:
+            recording.tie()
+        return answer
 
     def ours(self) -> bool:
         """Whether this is the process that made the link, and no fork of it."""
@@ -215,6 +230,7 @@ class Link:
     def submit(self, work: Callable[[], Any]) -> Future[Any]:
         """Do this in a thread of the link's own, after what was submitted before."""
         self._check_process()
+        work = resumed(work)
         future: Future[Any] = Future()
 
         def run() -> None:
@@ -270,7 +286,7 @@ class Link:
             **fields,
         )
 
-    def _encode(self, cargo: Cargo, value: Any) -> list[Any]:
+    def _encode(self, cargo: Cargo, value: Any, recording: Recording | None = None) -> list[Any]:
         """An argument outside of the closed set: a handle of this worker's, else by cloudpickle."""
         remote = remote_of(value)
         if remote is not None:
@@ -282,7 +298,8 @@ class Link:
                     where=type(value).__name__,
                 )
             return ["r", remote.number]
-        return ["p", cargo.add_bytes(pickled(value))]
+        hidden = None if recording is None else recording.hidden
+        return ["p", cargo.add_bytes(pickled(value, hidden))]
 
     def _handle(self, claimed: list[Any], count: int) -> Any:
         """The handle that a reference of the worker's stands for. Trust: worker."""
@@ -351,14 +368,14 @@ class Remote:
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Call the object, or its method of that name."""
-        answer = self.ask("call", name, args, kwargs, phase=f"calling {name or 'forward'}()")
-        return severed(answer, [args, dict(kwargs)], self.link.worker.name)
+        return self.ask("call", name, args, kwargs, phase=f"calling {name or 'forward'}()", record=True)
 
     def operate(self, operation: str, *args: Any) -> Any:
         """One of Python's own operations: ``getattr``, ``len``, ``getitem`` ..."""
         words = _OPERATION_WORDS.get(operation, f"doing {operation}")
         name = f" {args[0]!r}" if args and isinstance(args[0], str) else ""
-        return self.ask("operate", operation, args, phase=words + name)
+        record = operation in ("getattr", "getitem")
+        return self.ask("operate", operation, args, phase=words + name, record=record)
 
     def refuse(self, what: str, phase: str) -> ProtocolError:
         """Kill the worker for an answer of a wrong form; returns the error to raise."""

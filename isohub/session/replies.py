@@ -29,12 +29,16 @@ class Ready(_Message, tag="ready", frozen=True):
 
 
 class Answer(_Message, tag="value", frozen=True):
-    """An answer, and the tables of what lies where in the shared memory that `via` names."""
+    """An answer, and the tables of what lies where in the shared memory that `via` names.
+
+    `recorded` has the rows of tensors that require a gradient, of a call that was recorded.
+    """
 
     value: Any
     claims: tuple[list[tuple[int, int]], list[tuple[int, str, int, list[int], list[int]]]]
     via: Literal["none", "outbox", "parcel"]
     kept: bool
+    recorded: list[int] = []
 
 
 class Fault(_Message, tag="error", frozen=True):

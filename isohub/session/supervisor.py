@@ -48,11 +48,12 @@ from isohub.errors import (
 from isohub.network.proxy import AllowListProxy
 from isohub.repos.http_errors import shown
 from isohub.sandbox.confine import UNCONFINED
-from isohub.sandbox.policy import Confinement
+from isohub.sandbox.policy import Confinement, Sandbox
 from isohub.session.background import Background, Budget, Output
 from isohub.session.broker import Broker, Given
+from isohub.session.gradients import GRAPHS_SHARE, Recording
 from isohub.session.replies import Answer, Fault, Ready, Reply, Want, read_reply, read_status
-from isohub.session.request import Placement
+from isohub.session.request import Placement, memory_limit_bytes
 from isohub.session.watchdog import Excess, Watchdog
 from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, Claims, copying, open_parcel, unload, viewing
 from isohub.wire.channel import Channel, ChannelClosed, discard
@@ -105,6 +106,8 @@ class Question:
         grad: The caller's gradient mode.
         inference: Whether the caller is in inference mode.
         verbose: Whether a download that it leads to may show its progress.
+        modes: What else of the caller's state of torch differs from the default (`modes.carried`).
+        recording: What takes note of the call for a backward pass, if one may come.
     """
 
     op: str
@@ -117,6 +120,8 @@ class Question:
     grad: bool = True
     inference: bool = False
     verbose: bool = True
+    modes: dict[str, Any] | None = None
+    recording: Recording | None = None
 
 
 class Worker:
@@ -178,9 +183,13 @@ class Worker:
         self._obituary: IsohubError | None = None
         self._inbox: Arena | None = None
         self._outbox: Arena | None = None
+        policy = placement.policy
+        limit = memory_limit_bytes(Sandbox() if isinstance(policy, str) else policy)
+        self._graphs_limit_bytes = int(limit * GRAPHS_SHARE)
         self._known_arenas: list[Arena] = []  # those whose descriptors the worker has
         self._next_outbox_bytes = _SMALLEST_ARENA_BYTES
         self._released: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
+        self._forgotten: queue.SimpleQueue[int] = queue.SimpleQueue()  # recorded calls that nobody can ask for
 
     def greet(self, timeout_s: float | None) -> None:
         """Wait until the zygote has made it and it has said that it is ready."""
@@ -403,9 +412,11 @@ class Worker:
             for name, arena in arenas.items()
             if arena is not None and not any(arena is known for known in self._known_arenas)
         }
-        released = []
+        released, forgotten = [], []
         while not self._released.empty():  # this thread alone takes from it
             released.append(self._released.get_nowait())
+        while not self._forgotten.empty():
+            forgotten.append(self._forgotten.get_nowait())
         message = {
             "number": self._conversation.number + 1,
             "op": question.op,
@@ -418,11 +429,20 @@ class Worker:
             "parcel": question.parcel,
             "grad": question.grad,
             "inference": question.inference,
+            "forgotten": forgotten,
         }
+        if question.modes:
+            message["modes"] = question.modes
+        if question.recording is not None:
+            rows = encoder.differentiable
+            inputs = question.recording.begin(self._conversation.number + 1, rows, self._forgotten)
+            message["record"] = {"inputs": inputs, "limit": self._graphs_limit_bytes}
         body = msgspec.json.encode(message)
         if len(body) > MAX_FRAME_BYTES:
             for item in released:
                 self._released.put(item)
+            for number in forgotten:
+                self._forgotten.put(number)
             raise ValueNotTransferableError(
                 f"the arguments take {len(body)} bytes of text; one message takes {MAX_FRAME_BYTES}",
                 hint="pass large data as tensors, arrays or bytes",
@@ -546,7 +566,12 @@ class Worker:
             storages, tensors = unload(claims, self._outbox.size_bytes, copying(self._outbox.address))
         else:
             storages, tensors = unload(claims, 0, viewing(b""))
-        return Decoder(storages, tensors, remote).decode(reply.value)
+        value = Decoder(storages, tensors, remote).decode(reply.value)
+        if reply.recorded:
+            if question.recording is None:
+                raise ProtocolError("gradients of a call that was not recorded")
+            question.recording.answered(reply.recorded, tensors)
+        return value
 
     def _note_kept(self, reply: Reply) -> None:
         """Do not write to an input that the model kept; nor hold on to more than is needed."""

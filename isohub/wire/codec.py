@@ -104,6 +104,8 @@ class Encoder:
         self._exact = exact
         self._open: Set[int] = set()
         self._nodes = 0
+        #: Tensors that require a gradient, and their numbers in the table.
+        self.differentiable: List[Tuple[int, Any]] = []
         if not _WRITERS:
             _WRITERS.update(_writers(torch))
 
@@ -195,13 +197,17 @@ class Encoder:
             return self._other(tensor)
         if dtype_named(str(tensor.dtype)[6:]) is None or _is_wrapper(tensor):
             return self._other(tensor)
+        source = tensor
         if type(tensor) is not torch.Tensor or tensor.requires_grad:
             tensor = tensor.detach().as_subclass(torch.Tensor)
         if tensor.device.type != "cpu":
             tensor = tensor.cpu()
         if tensor.is_conj() or tensor.is_neg():
             tensor = tensor.resolve_conj().resolve_neg()
-        return ["T", self._cargo.add_tensor(tensor)]
+        number = self._cargo.add_tensor(tensor)
+        if source.requires_grad:
+            self.differentiable.append((number, source))
+        return ["T", number]
 
     def _array(self, numpy: Any, array: Any) -> Any:
         if array.dtype.name not in _NUMPY_SCALARS:

@@ -18,11 +18,11 @@ import signal
 import sys
 import traceback
 import types
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from isohub.errors import ProtocolError
 from isohub.sandbox.confine import Confined
-from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, Claims, make_parcel, unload, viewing
+from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, Claims, copying, make_parcel, unload, viewing
 from isohub.wire.channel import ChannelClosed
 from isohub.wire.codec import Decoder, Encoder, TooLargeToEncode
 from isohub.wire.protocol import MAX_FRAME_BYTES, MAX_PARTS, MAX_REFERENCES
@@ -30,6 +30,9 @@ from isohub.worker import storages
 from isohub.worker.caller import Caller, dump
 from isohub.worker.downloads import Downloads
 from isohub.worker.hubconf import Hubconf, HubconfFailed, seed_everything
+from isohub.worker.modes import entered
+from isohub.worker.parameters import act_on_parameter
+from isohub.worker.tapes import Tapes
 
 __all__ = ["Server", "serve"]
 
@@ -93,6 +96,7 @@ class Server:
     def __init__(self, downloads: Downloads) -> None:
         self._downloads = downloads
         self._hubconf = Hubconf()
+        self._tapes = Tapes()
         self._objects: Dict[int, Tuple[Any, int]] = {}  # number: object, how often it was sent
         self._numbers: Dict[int, int] = {}  # id: number
         self._next = 1
@@ -114,6 +118,7 @@ class Server:
         self._attach(question["arenas"], descriptors)
         try:
             self._release(question["released"])
+            self._tapes.forget(question["forgotten"])
             reply, parcel = self._perform(question)
         except BaseException as error:
             reply, parcel = _describe(error), None
@@ -166,14 +171,14 @@ class Server:
     def _perform(self, question: Dict[str, Any]) -> Tuple[Dict[str, Any], Optional[int]]:
         args = self._arguments(question)
         operation = getattr(self, "do_" + question["op"])
-        with _modes(question):
+        with entered(question):
             try:
                 self._interruptible = True
                 value = operation(*args)
             finally:
                 self._interruptible = False
         del args
-        return self._encode(value, question["limit"], question["parcel"])
+        return self._encode(value, question)
 
     def _arguments(self, question: Dict[str, Any]) -> List[Any]:
         storages: List[Any] = []
@@ -181,7 +186,11 @@ class Server:
         claims = Claims(*question["claims"])
         if claims.storages:
             assert self._inbox is not None
-            storages, tensors = unload(claims, self._inbox.size_bytes, viewing(self._inbox.carrier))
+            # A graph would keep the inbox; what it keeps is its own.
+            storage_at = copying(self._inbox.address) if question.get("record") else viewing(self._inbox.carrier)
+            storages, tensors = unload(claims, self._inbox.size_bytes, storage_at)
+        if question.get("record"):
+            self._tapes.admit(question["record"]["inputs"], tensors)
         decoder = Decoder(storages, tensors, self._dereference, _unpickle)
         args = [decoder.decode(argument) for argument in question["args"]]
         return args if question["target"] is None else [self._objects[question["target"]][0], *args]
@@ -189,13 +198,16 @@ class Server:
     def _dereference(self, reference: List[Any]) -> Any:
         return self._objects[reference[0]][0]
 
-    def _encode(self, value: Any, limit: int, parcel: bool) -> Tuple[Dict[str, Any], Optional[int]]:
+    def _encode(self, value: Any, question: Dict[str, Any]) -> Tuple[Dict[str, Any], Optional[int]]:
+        limit, parcel, record = question["limit"], question["parcel"], question.get("record")
         cargo = Cargo()
         self._referred = 0
         try:
-            tree = Encoder(cargo, self._refer).encode(value)
+            encoder = Encoder(cargo, self._refer)
+            tree = encoder.encode(value)
         except TooLargeToEncode:
             cargo = Cargo()
+            encoder = Encoder(cargo, self._refer)
             self._referred = 0
             tree = self._refer(value)
         cargo.lay_out()
@@ -203,6 +215,11 @@ class Server:
         if size > limit:
             raise _TooLarge(f"the answer holds {size} bytes of tensors; this session takes {limit}")
         reply = {"event": "value", "value": tree, "claims": cargo.claims, "via": "none"}
+        if record:
+            rows = encoder.differentiable
+            self._tapes.keep(question["number"], [tensor for _, tensor in rows], record["limit"])
+            if rows:
+                reply["recorded"] = [number for number, _ in rows]
         if size and not parcel and self._outbox is not None and size <= self._outbox.size_bytes:
             cargo.write_to(self._outbox.address)
             reply["via"] = "outbox"
@@ -272,6 +289,14 @@ class Server:
     def do_run(self, target: Any, function: Callable[..., Any], args: Sequence[Any], kwargs: Dict[str, Any]) -> Any:
         return function(target, *args, **kwargs)
 
+    def do_backward(
+        self, number: int, gradients: Sequence[Tuple[int, Any]], wanted: Sequence[int], accumulate: bool, keep: bool
+    ) -> List[Any]:
+        return self._tapes.backward(number, gradients, wanted, accumulate, keep)
+
+    def do_parameter(self, target: Any, name: str, act: str, value: Any) -> Any:
+        return act_on_parameter(target, name, act, value)
+
     def do_state_dict(self, target: Any, kwargs: Dict[str, Any]) -> Tuple[Any, Any]:
         _expect_module(target, "state_dict")
         state = target.state_dict(**kwargs)
@@ -327,21 +352,6 @@ def _expect_module(target: Any, what: str) -> None:
 
     if not issubclass(type(target), torch.nn.Module):
         raise TypeError(f"{what} needs a torch.nn.Module; the entrypoint gave {type(target).__name__}")
-
-
-@contextlib.contextmanager
-def _modes(question: Dict[str, Any]) -> Iterator[None]:
-    """The caller's gradient modes, as far as the repo has not switched gradients off itself."""
-    import torch
-
-    if question["inference"]:
-        with torch.inference_mode():
-            yield
-    elif not question["grad"]:
-        with torch.no_grad():
-            yield
-    else:
-        yield
 
 
 def _unpickle(data: bytes) -> Any:

@@ -618,6 +618,57 @@ def test_c5_what_is_no_reply_is_refused(liar, lie):
     assert liar.dead()
 
 
+FLOAT_AND_BOOL = [[[0, 16]], [[0, "float32", 0, [4], [1]], [0, "bool", 0, [4], [1]]]]
+
+
+def recorded(rows, tree=("l", ["T", 0], ["T", 1]), **changes):
+    """An answer of which these tensors are said to require a gradient."""
+    return frame(value(list(tree), claims=FLOAT_AND_BOOL, via="outbox", recorded=rows, **changes))
+
+
+@pytest.mark.parametrize("rows", [[1], [2], [-1], [0, 0], [True], [1 << 63], ["0"], 0, None, [0.5]], ids=str)
+def test_c5_gradients_of_what_can_have_none_are_refused(liar, rows):
+    liar.later(recorded(rows))
+    with pytest.raises(ProtocolError):
+        liar.link.ask("run", phase="being lied to", record=True)
+    assert liar.dead()
+
+
+def test_c5_gradients_that_nobody_asked_for_are_refused(liar):
+    with pytest.raises(ProtocolError, match="not recorded"):
+        liar.answer(recorded([0]))
+    assert liar.dead()
+
+
+@pytest.mark.parametrize(
+    ("tree", "fits"),
+    [
+        (["l", ["T", 0]], True),
+        (["l", None], True),
+        (["l", ["T", 1]], False),
+        (["l", 1], False),
+        (["l", ["l"]], False),
+        (["l"], False),
+        (["l", ["T", 0], ["T", 0]], False),
+        (["T", 0], False),
+        (["l", ["A", 0]], False),
+    ],
+    ids=str,
+)
+def test_c5_gradients_that_fit_no_input_are_refused(liar, tree, fits):
+    x = torch.zeros(4, requires_grad=True)
+    liar.later(recorded([0]))
+    out = liar.link.ask("run", x, phase="being lied to", record=True)[0]
+    liar.later(frame(value(tree, number=2, claims=FLOAT_AND_BOOL, via="outbox")))
+    if fits:  # the control
+        out.sum().backward()
+        return
+    with pytest.raises(ProtocolError, match="gradients of a wrong form"):
+        out.sum().backward()
+    assert x.grad is None
+    assert liar.dead()
+
+
 @pytest.mark.parametrize(
     "early", [frame(value(2, number=2)), frame(value(2, number=2))[:5], b"\0"], ids=["whole", "cut", "byte"]
 )

@@ -7,7 +7,7 @@ An input is a preface of four bytes and what goes over the wire:
 
 | byte | what it says |
 |---|---|
-| 0 | how the caller asks: `STARTING`, `PARCEL`, `BUILD`, `INPUT`, `SMALL`, and `DRIP` or `FRAMES` for how it is sent |
+| 0 | how the caller asks: `STARTING`, `PARCEL`, `BUILD`, `INPUT` (which is recorded for a backward pass), `SMALL`, and `DRIP` or `FRAMES` for how it is sent |
 | 1 | descriptors: how many (low five bits; 31 stands for 200), and from which of `KINDS` on (high three) |
 | 2 | with which piece they are sent |
 | 3 | what the shared memory holds |
@@ -224,7 +224,7 @@ def _converse(worker: Fed, came: Counter[str]) -> None:
     idle: Any = _Idle()
     limit = 64 if worker.how & SMALL else 1 << 20
     link = Link(worker, idle, _CHECKOUT, idle, make_handle, None, limit)
-    arguments = [torch.zeros(3)] if worker.how & INPUT else []
+    arguments = [torch.zeros(4, requires_grad=True)] if worker.how & INPUT else []
     for _ in range(_MOST_QUESTIONS):
         heard = worker.heard
         try:
@@ -234,7 +234,9 @@ def _converse(worker: Fed, came: Counter[str]) -> None:
                 *arguments,
                 phase="fuzzed",
                 parcel=bool(worker.how & PARCEL),
+                record=bool(worker.how & INPUT),
             )
+            _differentiate(answer, arguments)
         except ProtocolError as error:
             came["want"] += max(worker.heard - heard - 1, 0)
             came["ProtocolError"] += 1
@@ -252,6 +254,23 @@ def _converse(worker: Fed, came: Counter[str]) -> None:
             came["want"] += worker.heard - heard - 1
             came["value"] += 1
             _check_value(answer)
+
+
+def _differentiate(answer: Any, arguments: list[torch.Tensor]) -> None:
+    """Ask for a backward pass, where the worker says that there can be one."""
+    left, tied = [answer], []
+    while left:
+        item = left.pop()
+        if isinstance(item, (list, tuple)):
+            left.extend(item)
+        elif isinstance(item, torch.Tensor) and item.requires_grad and item.numel() < 1 << 16:
+            tied.append(item)
+    if tied:
+        torch.autograd.backward(tied, [torch.ones_like(item) for item in tied])
+    for argument in arguments:
+        if argument.grad is not None:
+            _check_memory(argument.grad)
+            argument.grad = None
 
 
 def _greet(worker: Fed) -> None:

@@ -81,6 +81,11 @@ def seeds() -> dict[str, bytes]:
     return {
         **made,
         "value-none": bare,
+        "value-recorded": preface(INPUT | FRAMES, fill=1)
+        + frame(value(["l", ["T", 0]], claims=_TABLE, via="outbox", recorded=[0]))
+        + frame(value(["l", ["T", 0]], number=2, claims=_TABLE, via="outbox"))
+        + frame(value(["T", 0], number=3, claims=_TABLE, via="outbox", recorded=[0]))
+        + frame(value(["l", None], number=4)),
         "value-kept": preface(INPUT) + frame(value(1, kept=True)),
         "values": preface(FRAMES) + answers,
         "values-at-once": preface() + answers,
