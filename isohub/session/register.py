@@ -119,7 +119,7 @@ class Row:
 
     def __init__(self, register: Register, number: int) -> None:
         self._register = register
-        self._number = number
+        self._number: int | None = number
 
     def write(self, calls: int, doing: str | None) -> None:
         """Say what the worker does now.
@@ -128,12 +128,16 @@ class Row:
             calls: Questions that it was asked.
             doing: In words; None when idle.
         """
+        if self._number is None:
+            return  # by now it may be another worker's
         state = f'{{"calls":{calls},"doing":{_quoted(doing)},"since":{time.time():.3f}}}'
         self._register.put(self._number, state.encode(), _ROW_BYTES - _STATE_BYTES, _STATE_BYTES)
 
     def close(self) -> None:
         """The worker has ended."""
-        self._register.leave(self._number)
+        number, self._number = self._number, None
+        if number is not None:
+            self._register.leave(number)
 
 
 class Register:

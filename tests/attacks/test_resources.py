@@ -168,13 +168,14 @@ def test_c90_a_bomb_that_never_stops_ends_with_its_worker(own, hub):
 )
 def test_c90_files(within, limit, value, kind):
     def use(module, mebibytes, count):
-        kept = [os.open("/dev/null", os.O_RDONLY) for _ in range(count)]
-        with open("large", "wb") as file:
-            for _ in range(mebibytes):
-                file.write(bytes(1 << 20))
-        with contextlib.suppress(OSError):
-            os.unlink("large")
-        return len(kept)
+        with contextlib.ExitStack() as kept:
+            for _ in range(count):
+                kept.enter_context(open("/dev/null"))
+            with open("large", "wb") as file:
+                for _ in range(mebibytes):
+                    file.write(bytes(1 << 20))
+        os.unlink("large")
+        return count
 
     many = 200 if limit == "open_files" else 0
     with pytest.raises(kind) as caught:

@@ -113,7 +113,10 @@ def test_what_a_worker_does_is_written_over(own):
     row.close()
     assert recorded() == []
     enter(own, name="b@2")
-    assert [seen.name for seen in recorded()] == ["b@2"]
+    row.write(9, "a question that ends after its worker")
+    row.close()
+    enter(own, name="c@3")
+    assert [(seen.name, seen.calls) for seen in recorded()] == [("b@2", 0), ("c@3", 0)]
 
 
 def test_a_number_that_is_another_process_s_by_now_is_not_shown(own, monkeypatch):
