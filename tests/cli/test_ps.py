@@ -14,6 +14,7 @@ import isohub
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # sessions of other runs have their files in the usual one
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with isohub.Session(timeout_s=60) as opened:
         yield opened

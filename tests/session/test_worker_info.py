@@ -20,6 +20,7 @@ from tests.conftest import eventually
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # sessions of other runs have their files in the usual one
     with isohub.Session(timeout_s=60) as opened:
         yield opened
 
