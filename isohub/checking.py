@@ -16,6 +16,9 @@ __all__ = [
     "check_name",
     "check_path",
     "checked_bytes",
+    "checked_count",
+    "checked_options",
+    "checked_seconds",
     "checked_seed",
     "checked_timeout",
     "checked_trust",
@@ -79,6 +82,31 @@ def checked_bytes(count: Any) -> int:
     if isinstance(count, bool) or not isinstance(count, int) or count <= 0:
         raise ValueError(f"max_reply_bytes must be a positive whole number of bytes, got {count!r}")
     return count
+
+
+def checked_count(name: str, count: Any) -> int | None:
+    """A positive whole number, or None for no limit."""
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count <= 0):
+        raise ValueError(f"{name} must be a positive whole number, or None for no limit; got {count!r}")
+    return count
+
+
+def checked_seconds(name: str, seconds: Any) -> float:
+    """A number of seconds, 0 or more."""
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
+        raise ValueError(f"{name} must be a number of seconds, 0 or more; got {seconds!r}")
+    return seconds
+
+
+def checked_options(name: str, value: Any) -> dict[str, Any] | None:
+    """Options by name; True is none of them given, False and None are no wish at all."""
+    if value is None or value is False:
+        return None
+    if value is True:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{name} must be True, False or options by name, got {value!r}")
+    return dict(value)
 
 
 def checked_timeout(timeout_s: Any) -> float | None:

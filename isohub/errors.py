@@ -26,6 +26,7 @@
     │  ├ RemoteError                  the repo's code raised; also the builtin exception it names
     │  └ ValueNotTransferableError    (also TypeError)  a value of the caller's that cannot cross
     ├ ProtocolError                   the worker sent something that the wire does not allow
+    ├ SaveError                       (OSError)  .path: a state could not be written to a file
     └ SessionClosedError              (also RuntimeError)
 
 A message says what, where, what was found and what was expected; `hint:` gives the command
@@ -58,6 +59,7 @@ __all__ = [
     "RefNotFoundError",
     "RemoteError",
     "SandboxError",
+    "SaveError",
     "SessionClosedError",
     "SourceUnavailableError",
     "TrustError",
@@ -387,6 +389,13 @@ _REMOTE_CLASSES: Dict[str, Type[RemoteError]] = {name: _remote_class(name) for n
 
 class ProtocolError(IsohubError):
     """A worker sent something that the wire does not allow; the worker is killed."""
+
+
+class SaveError(IsohubError, OSError):
+    """A state could not be written to a file, and nothing was left there. `path` is the file."""
+
+    field_names: ClassVar[Tuple[str, ...]] = ("path",)
+    path: Optional[str]
 
 
 class SessionClosedError(IsohubError, RuntimeError):

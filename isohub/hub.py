@@ -12,6 +12,7 @@ import functools
 import inspect as inspect_module
 import logging
 import os
+import secrets
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,9 @@ from isohub.checking import (
     check_name,
     check_path,
     checked_bytes,
+    checked_count,
+    checked_options,
+    checked_seconds,
     checked_seed,
     checked_timeout,
     checked_trust,
@@ -48,8 +52,10 @@ if TYPE_CHECKING:
     from isohub.session.examination import Diagnosis
     from isohub.session.gate import ProgramGate
     from isohub.session.link import Link
-    from isohub.session.pool import Pool
+    from isohub.session.pool import Pool, WhenFull
+    from isohub.session.recipe import Recipe
     from isohub.session.supervisor import Worker
+    from isohub.session.worker_info import WorkerInfo
 
 __all__ = [
     "Session",
@@ -72,6 +78,7 @@ _R = TypeVar("_R")
 Returns = Literal["handle", "state_dict", "torchscript", "exported_program"]
 RepoOrDir = str | os.PathLike[str] | Checkout
 
+_WHEN_FULL = ("wait", "evict", "error")
 _RETURNS = ("handle", "state_dict", "torchscript", "exported_program")
 #: Of the user's: hosts of weights beside the well-known ones, such as a mirror.
 _HOSTS_VARIABLE = "ISOHUB_DOWNLOAD_HOSTS"
@@ -120,6 +127,10 @@ class Session:
             `load` says otherwise. None: no limit.
         max_reply_bytes: The most tensor bytes that the answer to one call may hold. State dicts are bounded by
             the machine's free memory instead.
+        max_workers: The most workers at once; None: no limit. A worker is what one commit takes.
+        when_full: What a load does that would need one more. "error": it raises. "wait": it waits until handles of
+            other threads are closed, for `timeout_s` at most. "evict": it ends the worker that was idle for longest,
+            whose handles then say so, or are built again if they were loaded with ``restart="on-death"``.
     """
 
     def __init__(
@@ -134,6 +145,8 @@ class Session:
         sandbox: Sandbox | Literal["none"] | None = None,
         timeout_s: float | None = None,
         max_reply_bytes: int = _MAX_REPLY_BYTES,
+        max_workers: int | None = None,
+        when_full: WhenFull = "error",
     ) -> None:
         for name, place in (("cache_dir", cache_dir), ("lockfile", lockfile)):
             check_path(name, place)
@@ -150,6 +163,9 @@ class Session:
         self._sandbox: Sandbox | str = checked_sandbox(sandbox) or Sandbox()
         self._timeout_s = checked_timeout(timeout_s)
         self._max_reply_bytes = checked_bytes(max_reply_bytes)
+        self._max_workers = checked_count("max_workers", max_workers)
+        check_choice("when_full", when_full, _WHEN_FULL)
+        self._when_full: WhenFull = when_full
         self._pool: Pool | None = None
         self._pool_lock = threading.Lock()
         self._closed = False
@@ -175,6 +191,8 @@ class Session:
         device: Any = None,
         seed: int | None = None,
         timeout_s: float | None = None,
+        restart: Literal["on-death"] | None = None,
+        compile: bool | Mapping[str, Any] | None = None,  # noqa: A002 - torch's name
         entry_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -205,6 +223,11 @@ class Session:
             seed: Seeds torch, numpy and random in the worker, before hubconf is imported and again before
                 the entrypoint runs. Without it each worker draws its own numbers.
             timeout_s: Seconds that each question to the worker may take, this load's and later calls.
+            restart: "on-death": a worker that has died, or was ended to make room, is built again at the handle's next
+                use: same commit, arguments and seed (one is drawn unless given). What was changed since is done again,
+                or named in a RuntimeWarning. None: a dead worker's handles stay dead.
+            compile: Compile the model in the worker, by ``torch.compile``: True, or its options by name. The first
+                call of each shape takes the time that compiling takes.
             entry_kwargs: Keywords for the entrypoint, for names that this function has too.
             **kwargs: Keywords for the entrypoint.
 
@@ -217,6 +240,11 @@ class Session:
             ProtocolError.
         """
         check_choice("returns", returns, _RETURNS)
+        check_choice("restart", restart, (None, "on-death"))
+        compiled = checked_options("compile", compile)
+        for name, value in (("restart", restart), ("compile", compiled)):
+            if value is not None and returns != "handle":
+                raise ValueError(f"{name}= is for a model that lives in a worker; returns={returns!r} ends its worker")
         trust_repo = checked_trust(trust_repo)
         check_name(model)
         policy = _policy(checked_sandbox(sandbox) or self._sandbox, device)
@@ -232,22 +260,26 @@ class Session:
             "device": device,
             "seed": seed,
             "timeout_s": timeout_s,
+            "restart": restart,
+            "compile": compiled,
         }
         own = [name for name, value in ours.items() if value is not None]
         seed = checked_seed(seed)
         timeout_s = self._timeout_s if timeout_s is None else checked_timeout(timeout_s)
         wanted = Wanted(repo_or_dir, source, force_reload, skip_validation, verbose)
         with self._lease(wanted, timeout_s, trust_repo, policy, returns) as link:
-            from isohub.session.handles import mark_loaded
+            from isohub.session.devices import checked_device
+            from isohub.session.recipe import Recipe
 
             outline = _open(link, bound=self._bound(policy))
             if entry_kwargs is None:
                 _check_keywords(outline, model, own)
-            link.ask("import", seed, phase="importing hubconf.py")
-            built = link.ask("build", model, seed, [*args], keywords, phase=f"calling the entrypoint {model}()")
-            mark_loaded(built)
-            if device is not None:
-                built = _moved(built, device, model)
+            if seed is None and restart is not None:
+                seed = secrets.randbits(63)  # what is drawn from new entropy could not be drawn again
+            recipe = Recipe(model, tuple(args), keywords, seed, checked_device(device), compiled)
+            built = _built(link, recipe)
+            if restart is not None:
+                self._make_restartable(link, built, replace(wanted, force_reload=False), timeout_s, trust_repo, policy)
             answer = _converted(built, returns, example_inputs)
         if trust_repo is True:
             pin, reference = link.checkout.pin, link.checkout.reference
@@ -361,9 +393,24 @@ class Session:
         """The trusted repos, as ``host/owner/repo[@commit]``."""
         return [entry.name for entry in self._trust().entries()]
 
-    def workers(self) -> builtins.list[Worker]:
-        """The workers that are alive now."""
-        return [] if self._pool is None else self._pool.workers()
+    def workers(self) -> builtins.list[WorkerInfo]:
+        """The workers that are alive now, with what they use and do. None of them is asked."""
+        return [] if self._pool is None else self._pool.infos()
+
+    def close_idle(self, older_than_s: float = 0) -> builtins.list[str]:
+        """End workers that nobody asks, although there are handles to them, and give their memory back.
+
+        A worker ends with its last handle by itself; this is for a program that keeps handles which it may not need
+        again. Those say so from here on, or are built again if they were loaded with ``restart="on-death"``.
+
+        Args:
+            older_than_s: End those alone that were not asked for as many seconds.
+
+        Returns:
+            Names of what was ended.
+        """
+        older_than_s = checked_seconds("older_than_s", older_than_s)
+        return [] if self._pool is None else self._pool.close_idle(older_than_s)
 
     def close(self) -> None:
         """End every worker. Handles of this session raise `SessionClosedError` from here on."""
@@ -424,7 +471,7 @@ class Session:
             if self._closed:
                 raise SessionClosedError("the session is closed", hint="open another: isohub.Session()")
             if self._pool is None:
-                self._pool = Pool()
+                self._pool = Pool(self._max_workers, self._when_full)
             return self._pool
 
     @contextmanager
@@ -476,12 +523,37 @@ class Session:
                 placement=placement,
                 bound=() if self._lockfile is None else (str(checkout.reference), *checkout.pin.extras),
                 name=checkout.pin.name,
+                reference=str(checkout.reference),
             )
             with pool.lease(key, timeout_s) as worker:
                 _check_confinement(worker, gate)
                 if worker.equip(broker):
                     undo.pop_all()  # the worker's, until it ends
                 yield Link(worker, pool, checkout, gate, make_handle, timeout_s, self._max_reply_bytes, wanted.verbose)
+
+    def _make_restartable(
+        self,
+        link: Link,
+        built: Any,
+        wanted: Wanted,
+        timeout_s: float | None,
+        trust_repo: bool | Literal["check"],
+        policy: Sandbox | str,
+    ) -> None:
+        """Have what was built be built again when its worker has died."""
+        from isohub.session.recovery import Recovery
+
+        checkout, recipe = link.checkout, link.recipe
+        assert recipe is not None
+        wanted = replace(wanted, repo=checkout, source=None)
+
+        @contextmanager
+        def again() -> Iterator[tuple[Link, Any]]:
+            with self._lease(wanted, timeout_s, trust_repo, policy) as fresh:
+                _open(fresh, bound=self._bound(policy))
+                yield fresh, _built(fresh, recipe)
+
+        link.recovery = Recovery(again, built)
 
     def _look(
         self,
@@ -619,6 +691,52 @@ def _lacking(checkout: Checkout) -> str:
     if in_place:
         how = f"in the directory, {' and '.join(command for _, command, _ in lacking)} brings them"
     return f"{checkout.pin.name} is without its {named}; {how}"
+
+
+def _built(link: Link, recipe: Recipe) -> Any:
+    """What the entrypoint gives in this worker, moved and compiled as was asked."""
+    from isohub.session.handles import mark_loaded
+    from isohub.session.recipe import remotes_in
+
+    link.ask("import", recipe.seed, phase="importing hubconf.py")
+    phase = f"calling the entrypoint {recipe.entrypoint}()"
+    arguments = [*recipe.args], dict(recipe.kwargs)
+    built = link.ask("build", recipe.entrypoint, recipe.seed, *arguments, phase=phase)
+    link.recipe = recipe
+    mark_loaded(built)
+    for path, _, remote in remotes_in(built):
+        remote.path = path
+    try:
+        return _prepared(built, recipe)
+    except BaseException:
+        # A load that fails leaves nothing; the error's own frames would hold the handles for as long as it is held.
+        for _, _, remote in remotes_in(built):
+            if remote.received[0] == 1:  # else the caller has it from an earlier load
+                remote.close()
+        raise
+
+
+def _prepared(built: Any, recipe: Recipe) -> Any:
+    """What was built, where it was to be and compiled if it was to be."""
+    from isohub.session.link import remote_of
+
+    if recipe.device is not None:
+        built = _moved(built, recipe.device, recipe.entrypoint)
+    if recipe.compiled is not None:
+        if not _is_module(built):
+            raise TypeError(
+                f"compile= is for a module; the entrypoint {recipe.entrypoint!r} gave {type(built).__name__}"
+            )
+        remote = remote_of(built)
+        assert remote is not None
+        remote.ask("compile", dict(recipe.compiled), phase="compiling it")
+    return built
+
+
+def _is_module(built: Any) -> bool:
+    from isohub.session.handles import RemoteModule
+
+    return isinstance(built, RemoteModule)
 
 
 def _moved(built: Any, device: Any, model: str) -> Any:

@@ -23,6 +23,7 @@ from isohub.cli.demo import demo
 from isohub.cli.doctor import doctor
 from isohub.cli.lock import lock
 from isohub.cli.options import Settings, output_options
+from isohub.cli.ps import ps
 from isohub.cli.run import run
 from isohub.errors import (
     EntrypointNotFoundError,
@@ -82,7 +83,7 @@ def isohub_group() -> None:
     """Load models as torch.hub does, each repo and commit in a worker process of its own."""
 
 
-for _command in (demo, list_, help_, inspect, fetch, run, lock, trust, cache, doctor):
+for _command in (demo, list_, help_, inspect, fetch, run, ps, lock, trust, cache, doctor):
     isohub_group.add_command(_command)
 
 

@@ -10,6 +10,7 @@ Side: caller.
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -112,6 +113,21 @@ class RemoteModule(Surface):
             UntrustedRepoError: The repo is not trusted; opening a program can run code in this process.
         """
         return self._program("exported_program", "export", args, kwargs, phase="exporting")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write its state to a safetensors file, with what it came from in the file's metadata.
+
+        Plain safetensors reads it; docs/handles-lifecycle.md has the line that brings tied weights back.
+
+        Args:
+            path: The file. It appears whole, in place of one that may be there, or not at all.
+
+        Raises:
+            SaveError: The format cannot hold the state, or the file cannot be written.
+        """
+        from isohub.session.saving import metadata_of, save_state
+
+        save_state(self.state_dict(), path, metadata_of(self._isohub.ref))
 
     def _program(self, form: str, op: str, *args: Any, phase: str) -> Any:
         link = self._isohub.link

@@ -29,6 +29,7 @@ from isohub.errors import (
 )
 from isohub.repos.naming import near_names
 from isohub.session.arguments import pickled
+from isohub.session.ending import fork_hint, refused
 from isohub.session.gradients import Recording, recording_for
 from isohub.session.modes import carried, resumed
 from isohub.session.supervisor import Faulted, Question, Worker
@@ -38,6 +39,8 @@ from isohub.wire.protocol import MAX_REFERENCES
 if TYPE_CHECKING:
     from isohub.repos.pins import Checkout
     from isohub.session.pool import Pool
+    from isohub.session.recipe import Recipe
+    from isohub.session.recovery import Recovery
     from isohub.session.replies import Fault
     from isohub.wire.arena import Cargo
 
@@ -133,7 +136,12 @@ class Link:
         timeout_s: Seconds that each question may take.
         limit_bytes: The most tensor bytes that one answer may hold.
         verbose: Whether downloads of the worker's may show their progress.
+        recipe: What was asked of the entrypoint; None before that.
+        recovery: Builds it again once the worker has died, if that was asked for.
     """
+
+    recipe: Recipe | None = None
+    recovery: Recovery | None = None
 
     def __init__(
         self,
@@ -206,6 +214,8 @@ class Link:
             )
         except Faulted as faulted:
             raise self._error(faulted, question) from None
+        except SessionClosedError as error:
+            raise refused(error) from None
         except TooLargeToEncode:
             raise ValueNotTransferableError(
                 "the arguments hold more values than one message takes",
@@ -224,7 +234,7 @@ class Link:
         if not self.ours():
             raise SessionClosedError(
                 f"a handle to {self.worker.name} was used in a forked process (pid {os.getpid()}, made in {self._pid})",
-                hint="load the model in the process that uses it, or start that process by 'spawn'",
+                hint=fork_hint(),
             )
 
     def submit(self, work: Callable[[], Any]) -> Future[Any]:
@@ -327,17 +337,30 @@ class Remote:
 
     def __init__(self, link: Link, number: int, class_name: str) -> None:
         self.link = link
+        self.worker = link.worker  # the link's own, unless that was built again and this object was not
         self.number = number
         self.class_name = class_name
+        self.path: tuple[Any, ...] | None = None  # its place in what an entrypoint gave; None for a part of that
         self.loaded = False  # whether an entrypoint gave it, and not another handle
         self.received = [1]  # how often the worker sent it: it forgets the object when all are given back
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
     def bind(self, handle: Any) -> None:
         """Tie the remote object's life to this handle's."""
-        worker, pool, number, received = self.link.worker, self.link.pool, self.number, self.received
+        self.link.pool.hold(self.worker)
+        self._tie(handle)
+
+    def adopt(self, other: Remote) -> None:
+        """Stand for what another one stood for, which is of no use from here on."""
+        held = None if self._finalizer is None else self._finalizer.detach()
+        if held is not None and other._finalizer is not None and other._finalizer.detach() is not None:
+            self.link.pool.drop(self.worker)
+            self.worker, self.number, self.received = other.worker, other.number, other.received
+            self._tie(held[0])
+
+    def _tie(self, handle: Any) -> None:
+        worker, pool, number, received = self.worker, self.link.pool, self.number, self.received
         worker.handles[number] = handle
-        pool.hold(worker)
         # Called at any moment, in any thread: only hands over.
         self._finalizer = weakref.finalize(handle, _let_go, pool, worker, number, received)
         self._finalizer.atexit = False
@@ -352,19 +375,25 @@ class Remote:
             raise SessionClosedError(
                 f"this handle to {self.class_name} of {self.link.worker.name} was closed", hint="load it again"
             )
+        if self.link.recovery is not None:
+            self.link.recovery.ready(self)
         return self
 
     def close(self) -> None:
         """Give the object back now. Waits for the worker's end if this was the last."""
         if self._finalizer is not None and self._finalizer.detach() is not None and self.link.ours():
-            worker = self.link.worker
+            worker = self.worker
             worker.handles.pop(self.number, None)
             worker.release(self.number, self.received[0])
             self.link.pool.drop(worker)
 
     def ask(self, op: str, *args: Any, phase: str, **options: Any) -> Any:
         """`Link.ask`, with this object as the target."""
-        return self.link.ask(op, *args, phase=phase, target=self.ref.number, **options)
+        number, recovery = self.ref.number, self.link.recovery
+        if recovery is None:
+            return self.link.ask(op, *args, phase=phase, target=number, **options)
+        with recovery.watching(self, op, args):
+            return self.link.ask(op, *args, phase=phase, target=number, **options)
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Call the object, or its method of that name."""
@@ -385,7 +414,7 @@ class Remote:
         """See `RemoteModule.stats`."""
         import psutil
 
-        worker = self.ref.link.worker
+        worker = self.ref.worker
         try:
             process = psutil.Process(worker.pid)
             with process.oneshot():

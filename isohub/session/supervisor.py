@@ -52,6 +52,7 @@ from isohub.sandbox.policy import Confinement, Sandbox
 from isohub.session.background import Background, Budget, Output
 from isohub.session.broker import Broker, Given
 from isohub.session.gradients import GRAPHS_SHARE, Recording
+from isohub.session.register import Row, start_ticks
 from isohub.session.replies import Answer, Fault, Ready, Reply, Want, read_reply, read_status
 from isohub.session.request import Placement, memory_limit_bytes
 from isohub.session.watchdog import Excess, Watchdog
@@ -131,6 +132,7 @@ class Worker:
         name: Such as ``org/repo@1a2b3c4``.
         commit: The commit whose code it runs.
         pid: Its process, as this process sees it.
+        ticks: When that started, in the kernel's ticks.
         init_pid: The first process of its pid namespace, which has what it leaves behind; 0 without one.
         confinement: What it is confined by.
         placement: What it was to be confined to.
@@ -138,6 +140,10 @@ class Worker:
         started: ``time.monotonic()`` of its start.
         handles: The caller's handles to objects in it, by number.
         broker: Brings what it asks for while a question is open; without one all of that is refused.
+        calls: Questions that it was asked.
+        asked: ``time.monotonic()`` of the beginning of its last question.
+        used: ``time.monotonic()`` of the end of its last question.
+        row: Where other processes of the user's read what it does.
     """
 
     def __init__(
@@ -154,6 +160,7 @@ class Worker:
         self.name = name
         self.commit = commit
         self.pid = 0
+        self.ticks = 0
         self.init_pid = 0
         self.placement = placement
         self.watchdog = watchdog
@@ -178,6 +185,9 @@ class Worker:
         self._excess: Excess | None = None  # the limit that it passed
         self._abandoned = ""  # what was under way when a caller was interrupted
         self._refusal: IsohubError | None = None  # what the broker could not do, and the caller has to hear
+        self.calls = 0
+        self.asked = self.used = self.started
+        self.row: Row | None = None
         self._closing = False
         self._kill_lock = threading.Lock()
         self._obituary: IsohubError | None = None
@@ -272,6 +282,7 @@ class Worker:
             raise ChannelClosed
         self._pidfd = rights[0]
         self.pid = max(_number_of(self._pidfd), 0) or status.pid
+        self.ticks = start_ticks(self.pid)
         if len(rights) > 1:
             self.init_pid = _number_of(rights[1])
             os.close(rights[1])
@@ -330,6 +341,10 @@ class Worker:
             )
         try:
             self._owner, self._phase = threading.get_ident(), question.phase
+            self.calls += 1
+            self.asked = time.monotonic()
+            if self.row is not None:
+                self.row.write(self.calls, question.phase)
             self.watchdog.nudge()
             if self._obituary is not None:
                 raise _again(self._obituary)
@@ -369,6 +384,9 @@ class Worker:
             return answer
         finally:
             self._owner = 0
+            self.used = time.monotonic()
+            if self.row is not None:
+                self.row.write(self.calls, None)
             self._lock.release()
 
     def _settle(self) -> None:
@@ -697,6 +715,48 @@ class Worker:
         """Whether a question is open."""
         return self._owner != 0
 
+    @property
+    def doing(self) -> str | None:
+        """What the open question is in words; None when none is open."""
+        return self._phase if self.busy else None
+
+    @property
+    def obituary(self) -> IsohubError | None:
+        """What every later question gets; None while it lives."""
+        return None if self._obituary is None else _again(self._obituary)
+
+    def look(self, *, wait: bool = False) -> bool:
+        """Whether it can still be asked, as far as the kernel has told by now.
+
+        Args:
+            wait: Whether to wait until a worker that has ended is buried, so that its obituary is there: for a
+                question that is open in another thread, never for a worker that lives.
+        """
+        if self._owner == threading.get_ident():
+            return self.alive
+        with self._kill_lock:
+            ended = self._pidfd < 0 or _readable(self._pidfd)
+        if ended and self._lock.acquire(blocking=wait):
+            try:
+                if self._obituary is None:
+                    self._died("waiting to be asked")
+            finally:
+                self._lock.release()
+        return not ended
+
+    def retire(self, obituary: IsohubError) -> bool:
+        """End it unless it is busy; whether it was ended. Later questions get the obituary."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if self._obituary is None:
+                self.kill()
+                self._exit_status(_EXIT_NOTICE_S)
+                self._bury(obituary)
+            return True
+        finally:
+            self._lock.release()
+
     def _timed_out(self, phase: str, timeout_s: float) -> WorkerTimeoutError:
         self.kill()
         self._exit_status(_EXIT_NOTICE_S)
@@ -779,6 +839,8 @@ class Worker:
             if arena is not None:
                 arena.close()
         self._inbox = self._outbox = None
+        if self.row is not None:
+            self.row.close()
         if self._proxy is not None:
             self._proxy.close()
         for output in self._outputs:
@@ -814,6 +876,13 @@ def _number_of(pidfd: int) -> int:
             if line.startswith("Pid:"):
                 return int(line.split()[1])
     return 0
+
+
+def _readable(descriptor: int) -> bool:
+    """Whether there is something to read; of a pidfd, whether its process has ended."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _references(claimed_value: Any) -> Iterator[int]:

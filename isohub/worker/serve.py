@@ -28,6 +28,7 @@ from isohub.wire.codec import Decoder, Encoder, TooLargeToEncode
 from isohub.wire.protocol import MAX_FRAME_BYTES, MAX_PARTS, MAX_REFERENCES
 from isohub.worker import storages
 from isohub.worker.caller import Caller, dump
+from isohub.worker.compiling import compile_module
 from isohub.worker.downloads import Downloads
 from isohub.worker.hubconf import Hubconf, HubconfFailed, seed_everything
 from isohub.worker.modes import entered
@@ -320,6 +321,10 @@ class Server:
     def do_modules(self, target: Any, what: str) -> List[Tuple[str, Any]]:
         _expect_module(target, what)
         return list(target.named_children() if what == "children" else target.named_modules())
+
+    def do_compile(self, target: Any, options: Dict[str, Any]) -> None:
+        _expect_module(target, "compile")
+        compile_module(target, options)
 
     def do_torchscript(self, target: Any, example_inputs: Any, kwargs: Dict[str, Any]) -> bytes:
         import warnings

@@ -16,7 +16,7 @@ import torch
 
 import isohub
 from isohub import errors
-from tests.conftest import eventually
+from tests.conftest import eventually, gone
 
 Point = namedtuple("Point", "x y")
 
@@ -583,7 +583,7 @@ def test_the_last_handle_ends_the_worker(hub):
         gc.collect()
         child.close()
         assert eventually(lambda: own.workers() == [])
-        assert not worker.alive
+        assert gone(worker.pid)
 
 
 def test_handles_that_are_collected_free_their_objects(session, hub):

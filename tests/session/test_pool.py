@@ -215,3 +215,167 @@ def test_a_fork_that_closes_a_handle_or_submits_harms_nobody(hub):
     )
     done = subprocess.run([sys.executable, "-c", code, hub("good")], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "7 torch.Size([1, 2])", done.stderr
+
+
+def two_at_most(**more):
+    return isohub.Session(timeout_s=60, max_workers=2, **more)
+
+
+def test_one_worker_too_many_is_an_error_and_harms_nobody(hub):
+    with two_at_most() as own:
+        first, second = own.load(hub("good"), "mlp"), own.load(hub("edits_sys_path"), "model")
+        third = own.load(hub("good"), "model")  # another object, no other worker
+        with pytest.raises(errors.WorkerStartError, match="max_workers=2.*good@.*edits_sys_path@") as caught:
+            own.load(hub("grads_off"), "model")
+        assert "close" in caught.value.hint
+        assert first(torch.ones(1, 4)).shape == (1, 2)
+        second.close()
+        assert own.load(hub("grads_off"), "model") is not None
+        assert third is not None
+
+
+def test_a_dead_worker_takes_no_room(hub):
+    with two_at_most() as own:
+        dying, other = own.load(hub("good"), "mlp"), own.load(hub("edits_sys_path"), "model")
+        os.kill(next(worker.pid for worker in own.workers() if worker.name.startswith("good")), 9)
+        assert eventually(lambda: len(own.workers()) == 1)
+        assert own.load(hub("grads_off"), "model") is not None
+        assert (dying, other) is not None
+
+
+def test_a_load_waits_for_room(hub):
+    with two_at_most(when_full="wait") as own:
+        first, second = own.load(hub("good"), "mlp"), own.load(hub("edits_sys_path"), "model")
+        with pytest.raises(errors.WorkerTimeoutError, match="max_workers=2.*none ended"):
+            own.load(hub("grads_off"), "model", timeout_s=0.2)
+        loaded = []
+        thread = threading.Thread(target=lambda: loaded.append(own.load(hub("grads_off"), "model")))
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+        pid = second.stats().pid
+        second.close()
+        thread.join(60)
+        assert len(loaded) == 1
+        assert gone(pid)
+        assert first(torch.ones(1, 4)).shape == (1, 2)
+
+
+def test_never_more_processes_than_allowed(hub):
+    with two_at_most(when_full="wait") as own:
+        repos, most = ["good", "edits_sys_path", "grads_off", "uses_random"], []
+
+        def work(number):
+            with own.load(hub(repos[number % 4]), "mlp" if number % 4 == 0 else "model"):
+                most.append(len(own.workers()))
+
+        with ThreadPoolExecutor(6) as threads:
+            list(threads.map(work, range(16)))
+        assert len(most) == 16
+        assert max(most) <= 2
+
+
+def test_a_waiting_load_ends_with_its_session(hub):
+    own = isohub.Session(max_workers=1, when_full="wait")
+    kept = own.load(hub("good"), "mlp")
+    raised = []
+
+    def work():
+        try:
+            own.load(hub("edits_sys_path"), "model")
+        except errors.SessionClosedError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(0.3)
+    own.close()
+    thread.join(30)
+    assert len(raised) == 1
+    assert kept is not None
+
+
+def test_the_worker_that_was_idle_for_longest_makes_room(hub):
+    with two_at_most(when_full="evict") as own:
+        first, second = own.load(hub("good"), "mlp"), own.load(hub("edits_sys_path"), "model")
+        first(torch.ones(1, 4))
+        pid = second.stats().pid
+        third = own.load(hub("grads_off"), "model")
+        assert gone(pid)
+        assert first(torch.ones(1, 4)).shape == (1, 2)
+        with pytest.raises(errors.SessionClosedError, match="to make room for grads_off@.*max_workers=2") as caught:
+            second(torch.ones(1))
+        assert "on-death" in caught.value.hint
+        second.close()
+        assert sorted(worker.name.partition("@")[0] for worker in own.workers()) == ["good", "grads_off"]
+        assert third is not None
+
+
+def test_a_busy_worker_is_not_ended_for_another(hub, tmp_path):
+    with isohub.Session(timeout_s=60, max_workers=1, when_full="evict") as own:
+        sandbox = isohub.Sandbox(read=[str(tmp_path)])
+        first = own.load(hub("good"), "mlp", sandbox=sandbox)
+
+        def waits(module, path):
+            import os as remote_os
+            import time as remote_time
+
+            while not remote_os.path.exists(path):
+                remote_time.sleep(0.01)
+            return "done"
+
+        answers = []
+        thread = threading.Thread(target=lambda: answers.append(first.run(waits, str(tmp_path / "go"))))
+        thread.start()
+        assert eventually(lambda: own.workers()[0].state == "busy")
+        with pytest.raises(errors.WorkerTimeoutError, match="none ended"):
+            own.load(hub("edits_sys_path"), "model", timeout_s=0.3)
+        (tmp_path / "go").touch()
+        thread.join()
+        assert answers == ["done"]
+        assert own.load(hub("edits_sys_path"), "model") is not None
+
+
+def test_two_that_take_turns_in_one_place(hub):
+    with isohub.Session(timeout_s=60, max_workers=1, when_full="evict") as own:
+        one = own.load(hub("good"), "mlp", seed=1, restart="on-death")
+        x = torch.ones(1, 4)
+        expected = one(x)
+        other = own.load(hub("uses_random"), "model", restart="on-death")
+        for _ in range(2):
+            with pytest.warns(RuntimeWarning, match="to make room"):
+                assert torch.equal(one(x), expected)
+            with pytest.warns(RuntimeWarning, match="to make room"):
+                repr(other)
+                assert other is not None
+            assert len(own.workers()) == 1
+
+
+def test_idle_workers_are_closed_on_request(own, hub):
+    plain = own.load(hub("good"), "mlp")
+    again = own.load(hub("edits_sys_path"), "model", restart="on-death")
+    assert own.close_idle(older_than_s=3600) == []
+    assert own.close_idle(3600) == []
+    pids = [worker.pid for worker in own.workers()]
+    assert sorted(name.partition("@")[0] for name in own.close_idle()) == ["edits_sys_path", "good"]
+    assert all(gone(pid) for pid in pids)
+    assert own.workers() == []
+    with pytest.raises(errors.SessionClosedError, match="close_idle"):
+        plain(torch.ones(1, 4))
+    with pytest.warns(RuntimeWarning, match="close_idle"):
+        assert again.training in (True, False)
+    assert isohub.Session().close_idle() == []
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_workers": 0}, {"max_workers": True}, {"max_workers": 1.5}, {"when_full": "kill"}]
+)
+def test_limits_that_are_none(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        isohub.Session(**wrong)
+
+
+@pytest.mark.parametrize("seconds", [-1, True, "1", float("inf")])
+def test_an_age_that_is_none(own, seconds):
+    with pytest.raises(ValueError, match="older_than_s"):
+        own.close_idle(seconds)

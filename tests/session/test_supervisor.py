@@ -28,7 +28,7 @@ def test_a_worker_killed_during_a_call_is_told_at_once_a_hundred_times(session, 
     slowest = 0.0
     for _ in range(100):
         handle = session.load(hub("sleeps_in_call"), "model")
-        (worker,) = [worker for worker in session.workers() if worker.name.startswith("sleeps_in_call")]
+        (worker,) = [worker for worker in session._pool.workers() if worker.name.startswith("sleeps_in_call")]
         future = handle.submit(torch.ones(1))
         while not worker._lock.locked():
             time.sleep(0.0005)
@@ -94,7 +94,7 @@ def test_a_worker_that_closes_its_channel_and_lives_on_is_killed(session, hub):
         time.sleep(60)
 
     handle = session.load(hub("good"), "mlp", timeout_s=20)
-    (worker,) = [worker for worker in session.workers() if worker.name.startswith("good")]
+    (worker,) = [worker for worker in session._pool.workers() if worker.name.startswith("good")]
     with pytest.raises(errors.ProtocolError, match="lived on"):
         handle.run(close_everything)
     assert gone(worker.pid)
@@ -282,7 +282,7 @@ def test_a_worker_that_does_not_stop_is_named_for_what_it_still_does(session, hu
 
 def test_a_deadline_holds_while_another_thread_has_the_worker(session, hub):
     slow, quick = session.load(hub("good"), "mlp"), session.load(hub("good"), "mlp", timeout_s=0.5)
-    (worker,) = [worker for worker in session.workers() if worker.name.startswith("good")]
+    (worker,) = [worker for worker in session._pool.workers() if worker.name.startswith("good")]
     thread = threading.Thread(target=lambda: slow.run(lambda module: time.sleep(2)))
     thread.start()
     assert eventually(worker._lock.locked)
@@ -324,7 +324,7 @@ def test_a_deadline_counts_from_the_question(session, hub):
 def test_a_session_closed_in_the_middle_of_a_call(hub):
     own = isohub.Session()
     handle = own.load(hub("sleeps_in_call"), "model")
-    (worker,) = own.workers()
+    (worker,) = own._pool.workers()
     future = handle.submit(torch.ones(1))
     assert eventually(worker._lock.locked)
     own.close()
