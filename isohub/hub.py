@@ -45,7 +45,7 @@ from isohub.repos.pins import Checkout
 from isohub.repos.reference import Reference, SourceName, parse
 from isohub.repos.trust import Trust, trust_location, trust_target
 from isohub.sandbox.hosts import HostPolicy
-from isohub.sandbox.policy import NONE, Sandbox, checked_sandbox
+from isohub.sandbox.policy import DEFAULT_REQUIRED, NONE, Sandbox, checked_sandbox
 
 if TYPE_CHECKING:
     from isohub.repos.pins import Pin
@@ -590,9 +590,11 @@ def _download_hosts(policy: Sandbox | str) -> HostPolicy | None:
 
 
 def _root_of(checkout: Checkout) -> Path:
-    """The tree that a checkout's directory is in."""
-    parts = [part for part in (checkout.reference.subdirectory or "").split("/") if part not in ("", ".")]
-    return checkout.path.parents[len(parts) - 1] if parts else checkout.path
+    """What of the disk a checkout's worker may read."""
+    root = checkout.whole.resolve()
+    if not checkout.path.resolve().is_relative_to(root):
+        raise PolicyError(f"{checkout.path} is not in the tree {root} that it was taken from")
+    return root
 
 
 def _require_trust(gate: ProgramGate, policy: Sandbox | str, checkout: Checkout) -> None:
@@ -605,8 +607,14 @@ def _require_trust(gate: ProgramGate, policy: Sandbox | str, checkout: Checkout)
 def _check_confinement(worker: Worker, gate: ProgramGate) -> None:
     """Raise unless a worker has what its policy requires, before it runs a byte of the repo's code."""
     confinement, policy = worker.confinement, worker.placement.policy
-    lacking = [name for name in confinement.asked if name not in confinement.active]
-    if not lacking or (isinstance(policy, Sandbox) and policy.require == "default" and gate.trusted):
+    if isinstance(policy, str):
+        return
+    # A policy may ask for other layers than these, and an untrusted repo has to have these all the same.
+    required = dict.fromkeys((*confinement.asked, *DEFAULT_REQUIRED))
+    lacking = [name for name in required if name not in confinement.active]
+    if lacking and gate.trusted:
+        lacking = [] if policy.require == "default" else [name for name in lacking if name in confinement.asked]
+    if not lacking:
         return
     named = "; ".join(f"{name}: {confinement.details.get(name) or 'not applied'}" for name in lacking)
     raise ConfinementError(

@@ -63,6 +63,8 @@ class Checkout:
             object format; for a local directory the SHA-1 one, as in `pin.commit`.
         submodules: Paths that were left empty.
         lfs_pointers: Paths of Git LFS pointer files, at most 100.
+        root: The whole tree, which `path` is in; None for `path` itself. Its worker may read that. It is the
+            store's word and is never reckoned from `path`, in which the repo's symlinks are resolved.
     """
 
     pin: Pin
@@ -70,6 +72,12 @@ class Checkout:
     tree: str
     submodules: tuple[str, ...] = ()
     lfs_pointers: tuple[str, ...] = ()
+    root: Path | None = None
+
+    @property
+    def whole(self) -> Path:
+        """The directory of the whole tree."""
+        return self.path if self.root is None else self.root
 
     @property
     def commit(self) -> str:

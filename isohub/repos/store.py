@@ -352,6 +352,7 @@ class Store:
             tree=record.tree,
             submodules=record.submodules,
             lfs_pointers=record.lfs_pointers,
+            root=place / "tree",
         )
 
     def _to_be_validated(self, pin: Pin) -> bool:

@@ -209,6 +209,7 @@ def confine(
     close_all_but(keep)
     active, details = [*BASE_LAYERS], {}
     listener: Optional[socket.socket] = None
+    process = -1
     layered = wanted["level"] != "none"
     namespaced = layered and machine.namespaces is None
     if layered and wanted["network"] == "proxy" and not namespaced:
@@ -220,7 +221,8 @@ def confine(
     if layered:
         rules = worker_rules(wanted, private)
     if namespaced:
-        listener = _enter_namespaces(machine, wanted, directory, [rule for rule in rules if rule.path not in private])
+        others = [rule for rule in rules if rule.path not in private]
+        process, listener = _enter_namespaces(machine, wanted, directory, others)
         rules += [Rule(namespaces.SHARED_MEMORY, "write"), Rule("/", "list")]  # the names of what the tree has
     for place in places.values():
         os.mkdir(place, 0o700)
@@ -228,7 +230,7 @@ def confine(
     os.chdir(places["cwd"])
     os.umask(0o077)
     if namespaced:
-        namespaces.become_own_user()
+        namespaces.become_own_user(process=process)
         active.append("namespaces")
         details["namespaces"] = _namespace_words(wanted)
     die_with_parent(parent)
@@ -276,14 +278,18 @@ def _missing(
 
 def _enter_namespaces(
     machine: Machine, wanted: Mapping[str, Any], directory: str, rules: Sequence[Rule]
-) -> Optional[socket.socket]:
+) -> Tuple[int, Optional[socket.socket]]:
     namespaces.leave_host(network=wanted["network"] == "open")
     tree = namespaces.Tree(os.path.join(os.path.dirname(directory), "root"), machine.name)
     tree.bind([*machine.rules, *rules, Rule(wanted["checkout"], "read")])
     tree.own(directory, wanted["disk"])
     tree.hide(os.path.join(os.path.realpath(wanted["checkout"]), ".git"))
-    tree.pivot()
-    return namespaces.listen_on_loopback() if wanted["network"] == "proxy" else None
+    process = tree.pivot()
+    # The caller's own could be changed by it: this one is on a mount that is read-only.
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    return process, namespaces.listen_on_loopback() if wanted["network"] == "proxy" else None
 
 
 def _namespace_words(wanted: Mapping[str, Any]) -> str:

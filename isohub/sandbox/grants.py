@@ -1,8 +1,7 @@
 """Which paths a worker may reach: what an interpreter, its packages and a C program need, and no more.
 
-1. Directories of the interpreter and the system, read-only (of an interpreter that was installed into a home, its
-   programs and libraries); a few files of ``/etc``; none of ``/home``, ``/root``, ``/run``, ``/var``, ``/tmp``,
-   ``/opt``, ``/srv`` or ``/mnt`` unless the interpreter itself is there.
+1. Directories of the system, and of the interpreter its programs and libraries, read-only; a few files of ``/etc``;
+   none of ``/home``, ``/root``, ``/run``, ``/var``, ``/tmp``, ``/opt``, ``/srv`` or ``/mnt`` but an interpreter's.
 2. Of an entry of ``sys.path`` outside of those (an editable install): its modules and packages alone, nothing that
    begins with a dot, and the names of the rest.
 3. The checkout without its ``.git``, which may hold tokens in remotes' addresses.
@@ -15,9 +14,8 @@ from __future__ import annotations
 
 import glob
 import os
-import pwd
 import sys
-from typing import Any, Iterator, List, Mapping, Optional, Sequence, Set
+from typing import Any, Iterator, List, Mapping, Sequence, Set
 
 from isohub.sandbox.landlock import Rule
 
@@ -38,8 +36,8 @@ _GPU_READ = (
     "/etc/nvidia", "/proc/driver/nvidia", "/run/nvidia-persistenced", "/sys/bus/pci", "/sys/class/drm",
     "/sys/class/kfd", "/sys/devices", "/sys/module/nvidia", "/usr/local/nvidia",
 )  # fmt: skip
-# Of a prefix that holds more than an interpreter: sysconfig's own places.
-_OF_PREFIX = ("bin", "include", "lib", "lib64", "libexec", "share", "pyvenv.cfg")
+# Of a prefix, which may hold more than an interpreter (a home, a project): sysconfig's own places, and conda's.
+_OF_PREFIX = ("bin", "etc", "include", "lib", "lib64", "libexec", "share", "ssl", "pyvenv.cfg")
 _GPU_DEVICES = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/dri/*", "/dev/kfd", "/dev/dxg")
 _NETWORK = ("/etc/hosts", "/etc/resolv.conf", "/etc/services", "/etc/host.conf", "/etc/gai.conf")
 # Ends of names that Python imports.
@@ -74,21 +72,12 @@ def interpreter_rules(package: str) -> List[Rule]:
 
 
 def _places_of(prefixes: Sequence[str]) -> Iterator[str]:
-    """The prefixes; of one that is the user's home, or above it, what an interpreter has there."""
-    home = _home()
+    """What an interpreter has in its prefixes."""
     for prefix in prefixes:
-        if home is not None and is_below(home, os.path.realpath(prefix)):
-            yield from (os.path.join(prefix, name) for name in _OF_PREFIX)
-        else:
+        if prefix in _SYSTEM:
             yield prefix
-
-
-def _home() -> Optional[str]:
-    """By the system's table: a zygote has no variable of the caller's that says it."""
-    try:
-        return os.path.realpath(pwd.getpwuid(os.geteuid()).pw_dir)
-    except KeyError:
-        return None  # a container's user without an entry
+        else:
+            yield from (os.path.join(prefix, name) for name in _OF_PREFIX)
 
 
 def _is_one_s_own(path: str) -> bool:
@@ -136,7 +125,11 @@ def worker_rules(wanted: Mapping[str, Any], private: Sequence[str]) -> List[Rule
 def _checkout_rules(checkout: str) -> List[Rule]:
     if not os.path.lexists(os.path.join(checkout, ".git")):
         return [Rule(checkout, "read")]
-    names = [name for name in sorted(os.listdir(checkout)) if name != ".git"][:_MOST_ENTRIES]
+    hidden = {".git"}
+    target = os.path.realpath(os.path.join(checkout, ".git"))
+    if is_below(target, os.path.realpath(checkout)):  # a symlink to another place in it
+        hidden.add(os.path.relpath(target, os.path.realpath(checkout)).split(os.sep)[0])
+    names = [name for name in sorted(os.listdir(checkout)) if name not in hidden][:_MOST_ENTRIES]
     paths = [os.path.join(checkout, name) for name in names]
     # No symlinks: a rule is on what they lead to, and a repo says where that is.
     return [Rule(checkout, "list"), *[Rule(path, "read") for path in paths if not os.path.islink(path)]]

@@ -68,22 +68,27 @@ def enter(descriptor: int, kind: int) -> None:
     libc_call("setns", ctypes.c_int(descriptor), ctypes.c_int(kind))
 
 
-def become_own_user(flags: int = 0) -> None:
+def become_own_user(flags: int = 0, process: Optional[int] = None) -> None:
     """Enter a new user namespace, and others with it, as the same user and group.
+
+    Args:
+        flags: Of other namespaces.
+        process: Descriptor of this process's directory in a ``/proc`` that can be written to; else that is opened.
 
     Raises:
         OSError: The kernel, or a security module of this machine, does not allow it.
     """
     user, group = os.geteuid(), os.getegid()  # the overflow user's once inside
-    unshare(NEW_USER | flags)
-    _write("/proc/self/setgroups", "deny")
-    _write("/proc/self/uid_map", f"{user} {user} 1")
-    _write("/proc/self/gid_map", f"{group} {group} 1")
-
-
-def _write(path: str, text: str) -> None:
-    with open(path, "w") as file:
-        file.write(text)
+    own = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if process is None else process
+    try:
+        unshare(NEW_USER | flags)
+        for name, text in (
+            ("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")
+        ):  # fmt: skip
+            with open(os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=own), "w") as file:
+                file.write(text)
+    finally:
+        os.close(own)
 
 
 def leave_host(*, network: bool) -> None:
@@ -166,17 +171,35 @@ class Tree:
     def hide(self, path: str) -> None:
         """Put nothing in place of a file or directory that is shown with its parent."""
         inside = self._root + path
-        if not os.path.lexists(inside) or os.path.islink(inside):
+        if not os.path.lexists(inside):
+            return
+        if os.path.islink(inside):  # its target, if that is shown
+            target = os.path.realpath(path)
+            if target != path and any(is_below(target, bound) for bound in self._bound):
+                self.hide(target)
             return
         if os.path.isdir(inside):
             _mount("tmpfs", inside, "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_RDONLY, "size=4k,mode=0555")
         else:
             _mount("/dev/null", inside, None, _MS_BIND)
 
-    def pivot(self) -> None:
-        """Finish: a ``/proc`` of this pid namespace, and no other root from here on."""
+    def pivot(self) -> int:
+        """Finish: a ``/proc`` of this pid namespace, read-only, and no other root from here on.
+
+        What its init shows there is the host's network and mounts, so that is covered.
+
+        Returns:
+            A descriptor of this process's directory in a ``/proc`` that can be written to, for `become_own_user`.
+        """
         proc = self._directory("/proc")
-        _mount("proc", proc, "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+        flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+        _mount("proc", proc, "proc", flags)
+        process = os.open(os.path.join(proc, "self"), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        libc_call("umount2", ctypes.c_char_p(os.fsencode(proc)), ctypes.c_int(_MNT_DETACH))
+        _mount("proc", proc, "proc", flags)
+        if os.getpid() != 1:
+            _mount("tmpfs", os.path.join(proc, "1"), "tmpfs", flags | _MS_RDONLY, "size=4k,mode=0555")
+        _set_attributes(proc, _ATTR_RDONLY)
         for name, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
             os.symlink(target, os.path.join(self._directory("/dev"), name))
         _set_attributes(self._root, _ATTR_RDONLY, recursive=False)
@@ -185,6 +208,7 @@ class Tree:
         system_call("pivot_root", _PIVOT_ROOT[self._machine], here, here)
         libc_call("umount2", here, ctypes.c_int(_MNT_DETACH))
         os.chdir("/")
+        return process
 
     def _show(self, path: str, kind: str) -> None:
         real = self._links(path)
@@ -201,12 +225,9 @@ class Tree:
                 os.close(os.open(inside, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o444))
         _mount(real, inside, None, _MS_BIND | _MS_REC)
         attributes = _ATTR_NOSUID
-        if kind != "device":
-            attributes |= _ATTR_NODEV
-        if kind == "read":
-            attributes |= _ATTR_RDONLY
-        if kind == "device":
-            attributes |= _ATTR_NOEXEC
+        if kind != "write":
+            attributes |= _ATTR_RDONLY  # devices too: what is written to one does not need a mount that can be changed
+        attributes |= _ATTR_NOEXEC if kind == "device" else _ATTR_NODEV
         _set_attributes(inside, attributes)
         self._bound[real] = kind
 
@@ -292,9 +313,9 @@ def _try_inside(place: str, machine: str) -> str:
         tree = Tree(place, machine)
         tree.bind([Rule("/usr", "read"), Rule("/dev/null", "device")])
         tree.own("/own", 1 << 20)
-        tree.pivot()
+        process = tree.pivot()
         step = "a second user namespace"
-        become_own_user()
+        become_own_user(process=process)
     except OSError as error:
         return f"{step}: {error.strerror or error}{_advice()}"
     return "ok"

@@ -69,7 +69,7 @@ class Sandbox:
         open_files: The most descriptors of each process.
         disk: Bytes of its own directories; they are in memory where namespaces are active.
         file_size: Bytes of any one file, and of any one answer. None: no limit but `disk` and `max_reply_bytes`.
-        output: Bytes that it may print in its life.
+        output: Bytes that it may print in its life; each line counts for 64 more.
         gpu: Whether it sees the GPUs. Weaker: their drivers are a large surface of the kernel's.
         require: Layers without which a worker does not start. ``"default"``: Landlock and seccomp, unless the repo is
             trusted. ``"all"``: namespaces and limits too, trusted or not. Or names of layers.

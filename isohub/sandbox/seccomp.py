@@ -43,7 +43,9 @@ _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 
 _LOAD, _JUMP, _IF_EQUAL, _IF_AT_LEAST, _AND, _RETURN = 0x20, 0x05, 0x15, 0x35, 0x54, 0x06
 
-_CLONE_NEW = 0x7E020000  # NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET; NEWTIME is clone3's alone
+# NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET (NEWTIME is clone3's alone), and PARENT: a child of the
+# zygote's would be nobody's that counts, and outlive the worker.
+_CLONE_REFUSED = 0x7E028000
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
 _SOCK_TYPE_MASK, _SOCK_STREAM, _SOCK_SEQPACKET = 0xF, 1, 5
 _IPPROTO_TCP = 6
@@ -64,6 +66,8 @@ _IOCTL_TYPE_MASK = 0xFF00
 _REFUSED_FCNTL = (8, 10, 15, 1024)
 # Access mode 3 opens what Landlock lets nobody read or write, for ioctls and locks: open(2), NOTES.
 _O_ACCESS_MASK, _O_TRUNC = 3, 0o1000
+_O_CREAT, _O_TMPFILE = 0o100, 0o20000000
+_S_ISUID_ISGID = 0o6000
 _MFD_HUGETLB = 4
 
 
@@ -133,10 +137,12 @@ def _decisions(machine: str, traits: Traits, pid: int) -> Dict[int, _Decision]:
     else:
         itself = _Test(0, (pid,), ALLOW, _EPERM)
         fate.update(dict.fromkeys(("kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"), itself))
-    if not traits.private:
-        fate.update(_opening(traits))
+    fate.update(_opening(traits))
+    if traits.private:
+        fate.update(_modes("chmod", "fchmod", "fchmodat", "fchmodat2"))
+    fate.update(_modes("creat", "mknod", "mknodat"))
     fate.update(_sockets(traits))
-    fate["clone"] = _Test(0, (0,), ALLOW, _EPERM, _CLONE_NEW)
+    fate["clone"] = _Test(0, (0,), ALLOW, _EPERM, _CLONE_REFUSED)
     fate["ioctl"] = _Test(1, _FILE_SYSTEM_IOCTL, _ENOTTY, _Test(1, _REFUSED_IOCTL, _EPERM, ALLOW), _IOCTL_TYPE_MASK)
     fate["fcntl"] = _Test(1, _REFUSED_FCNTL, _EPERM, ALLOW)
     fate["memfd_create"] = _Test(1, (0,), ALLOW, _EPERM, _MFD_HUGETLB)
@@ -151,15 +157,26 @@ def _decisions(machine: str, traits: Traits, pid: int) -> Dict[int, _Decision]:
 
 
 def _opening(traits: Traits) -> Dict[str, _Decision]:
-    """Ways to open that pass Landlock by; where mounts are read-only there are none."""
+    """Without read-only mounts no opening that passes Landlock by; and no file is made that runs as its owner."""
     refused = [_O_ACCESS_MASK, _O_ACCESS_MASK | _O_TRUNC]
     fate: Dict[str, _Decision] = {"openat2": _ENOSYS}  # its flags are in memory, where a filter cannot look
-    if not traits.truncation:
+    if not traits.private and not traits.truncation:
         refused.append(_O_TRUNC)  # with O_RDONLY: it empties what may be read
         fate["truncate"] = _EPERM
     for name, argument in (("open", 1), ("openat", 2)):
-        fate[name] = _Test(argument, tuple(refused), _EPERM, ALLOW, _O_ACCESS_MASK | _O_TRUNC)
+        plain = _Test(argument + 1, (0,), ALLOW, _EPERM, _S_ISUID_ISGID)
+        unnamed = _Test(argument, (_O_TMPFILE,), plain, ALLOW, _O_TMPFILE)
+        made: _Decision = _Test(argument, (_O_CREAT,), plain, unnamed, _O_CREAT)  # else there is no mode
+        if not traits.private:
+            made = _Test(argument, tuple(refused), _EPERM, made, _O_ACCESS_MASK | _O_TRUNC)
+        fate[name] = made
     return fate
+
+
+def _modes(*names: str) -> Dict[str, _Decision]:
+    """Calls that set a mode: a file that another user executes must not run as its owner, root perhaps."""
+    at = {"fchmodat", "fchmodat2", "mknodat"}
+    return {name: _Test(2 if name in at else 1, (0,), ALLOW, _EPERM, _S_ISUID_ISGID) for name in names}
 
 
 def _sockets(traits: Traits) -> Dict[str, _Decision]:

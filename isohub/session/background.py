@@ -30,6 +30,7 @@ _READ_BYTES = 1 << 16
 #: A longer line is cut into pieces of this length: a worker that never ends its line must not fill memory.
 _MAX_LINE_BYTES = 1 << 14
 _TAIL_LINES = 20
+_LINE_COST_BYTES = 64
 # What one stream may give before the others have their turn.
 _BURST_BYTES = 1 << 20
 
@@ -92,7 +93,8 @@ class Output:
                     return False
                 taken += len(data)
                 if self.budget is not None:
-                    self.budget.take(len(data))
+                    # A line costs its reader more than its bytes: a flood of empty ones is one too.
+                    self.budget.take(len(data) + _LINE_COST_BYTES * data.count(b"\n"))
                 self._take(data)
             return True
 

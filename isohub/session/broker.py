@@ -56,6 +56,8 @@ _LINKED_BYTES = 1 << 30
 _LINKED_BYTES_CONFINED = 64 << 20
 # RFC 9110, section 4.1, asks for 8000 octets of URL.
 _ADDRESS_LIMIT_CHARS = 8192
+# More than any hubconf has; each may be a request to somebody's server, and bytes on the caller's disk.
+_MOST_WISHES = 10_000
 _WELL_KNOWN = HostPolicy(WEIGHT_HOSTS)
 
 
@@ -151,6 +153,7 @@ class Broker:
         self._kept: set[str] = set()  # contents that this worker has links to
         self._lock = threading.Lock()
         self._closed = False
+        self._wishes = 0
 
     def send(self, want: Want, *, verbose: bool) -> Errand[Given]:
         """Begin to do what a worker wants, in another thread.
@@ -169,6 +172,9 @@ class Broker:
 
     def _bring(self, want: Want, *, verbose: bool) -> Given:
         try:
+            self._wishes += 1
+            if self._wishes > _MOST_WISHES:
+                raise IntegrityError(f"more than {_MOST_WISHES} downloads of one worker")
             if len(want.address) > _ADDRESS_LIMIT_CHARS:
                 raise IntegrityError(f"an address of {len(want.address)} characters; at most {_ADDRESS_LIMIT_CHARS}")
             if want.what == "repo":

@@ -6,6 +6,7 @@ Side: caller. Trust: the caller's policy; paths of the store.
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import psutil
 
 from isohub.errors import PolicyError
 from isohub.sandbox.confine import PASSED_VARIABLES
+from isohub.sandbox.grants import is_below
 from isohub.sandbox.policy import NONE, Sandbox
 
 __all__ = ["Placement", "memory_limit_bytes", "worker_request"]
@@ -27,6 +29,8 @@ _FEW_PROCESSORS = 4
 _GOMP_SPINCOUNT = "20000"
 # Of the machine's memory, for a policy that names none: what is left lets the caller say what happened.
 _MEMORY_SHARE = 0.9
+# With fewer torch does not start its threads.
+_LEAST_FILES = 64
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ def worker_request(placement: Placement) -> dict[str, Any]:
         PolicyError: A path of the policy's is not there.
     """
     policy = Sandbox() if isinstance(placement.policy, str) else placement.policy
+    _check_nesting(placement, policy)
     network = policy.network if policy.network == "open" else "proxy" if policy.network else "none"
     return {
         "variables": worker_variables(),
@@ -79,12 +84,42 @@ def worker_request(placement: Placement) -> dict[str, Any]:
             "memory": None if policy.gpu else memory_limit_bytes(policy),
             "cpu_time_s": policy.cpu_time_s,
             "processes": policy.processes,
-            "open_files": policy.open_files,
+            "open_files": _open_files(policy),
             "disk": policy.disk,
             "file_size": policy.file_size,
             "gpu": policy.gpu,
         },
     }
+
+
+def _open_files(policy: Sandbox) -> int:
+    """Descriptors in flight count for all of a user's processes, against the sender's limit: unix(7).
+
+    With as many as the caller has, a worker could keep the caller from sending any.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return policy.open_files if soft < 0 else min(policy.open_files, max(_LEAST_FILES, soft * 3 // 4))
+
+
+def _check_nesting(placement: Placement, policy: Sandbox) -> None:
+    """Refuse what lies within a ``write=`` path: a worker could put a link in its place, for the next to be given.
+
+    Raises:
+        PolicyError: Something does.
+    """
+    writable = [str(path) for path in policy.write]
+    named = [("read", str(path)) for path in policy.read] + [("write", path) for path in writable]
+    for name, path in [*named, ("checkout", str(placement.checkout))]:
+        for above in writable:
+            inside = (is_below(path, above) and path != above) or (
+                is_below(os.path.realpath(path), os.path.realpath(above))
+                and os.path.realpath(path) != os.path.realpath(above)
+            )
+            if inside:
+                raise PolicyError(
+                    f"{name} {path!r} lies within write={above!r}, where a worker could put another thing in its place",
+                    hint="name the outer path alone, or one that does not lie within another",
+                )
 
 
 def _present(name: str, paths: Any) -> Sequence[str]:

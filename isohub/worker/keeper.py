@@ -38,6 +38,7 @@ __all__ = ["Inits", "surround"]
 _PIDFD_OPEN, _PIDFD_SEND_SIGNAL = 434, 424  # the same on every architecture
 # A namespace's pid_max cannot be less: RESERVED_PIDS + 1 in kernel/pid_namespace.c.
 _LEAST_PID_MAX = 301
+_OWN_PID_MAX = (6, 14)
 _WORD_BYTES = 64
 
 
@@ -156,11 +157,12 @@ def _reap_for_ever(processes: int) -> NoReturn:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
         close_all_but([])
-        try:
-            with open("/proc/sys/kernel/pid_max", "w") as file:
-                file.write(str(max(_LEAST_PID_MAX, processes)))
-        except OSError:
-            pass  # before Linux 6.14; then RLIMIT_NPROC and the watchdog count
+        if _kernel() >= _OWN_PID_MAX:  # before, it is the machine's, and root's to change
+            try:
+                with open("/proc/sys/kernel/pid_max", "w") as file:
+                    file.write(str(max(_LEAST_PID_MAX, processes)))
+            except OSError:
+                pass  # then RLIMIT_NPROC and the watchdog count
         while True:
             try:
                 while os.waitpid(-1, os.WNOHANG)[0]:
@@ -170,6 +172,16 @@ def _reap_for_ever(processes: int) -> NoReturn:
             signal.sigwait([signal.SIGCHLD])
     finally:
         os._exit(1)
+
+
+def _kernel() -> Tuple[int, ...]:
+    """The kernel's version, as far as it is numbers."""
+    numbers = []
+    for word in os.uname().release.split("-")[0].split(".")[:2]:
+        if not word.isdigit():
+            break
+        numbers.append(int(word))
+    return tuple(numbers)
 
 
 class Inits:

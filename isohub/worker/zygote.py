@@ -222,6 +222,9 @@ class Zygote:
     def end(self, code: int) -> NoReturn:
         """Kill every descendant, remove every directory, and end."""
         signal.set_wakeup_fd(-1)
+        if self._inits is not None:  # first: with it goes all that is in a worker's namespace, whoever's child it is
+            for _, _, init in self._workers.values():
+                self._inits.end(init)
         while True:
             for child in _children() if self._inits is None else list(self._workers):
                 _kill(child)

@@ -32,8 +32,8 @@ tree.own(own, 1 << 20)
 tree.hide(given + "/read/.git")
 tree.hide(given + "/read/.git-file")
 tree.hide(given + "/nothing")
-tree.pivot()
-namespaces.become_own_user()
+process = tree.pivot()
+namespaces.become_own_user(process=process)
 answers = {}
 def trial(label, act):
     try: value = act()
@@ -56,6 +56,9 @@ trial("write root", lambda: write("/x"))
 trial("write usr", lambda: write("/usr/x"))
 trial("write dev", lambda: write("/dev/x"))
 trial("write null", lambda: write("/dev/null"))
+trial("change null", lambda: os.chmod("/dev/null", 0o666))
+trial("write proc", lambda: write("/proc/sys/kernel/core_pattern"))
+trial("write own proc", lambda: write("/proc/self/comm"))
 trial("read", lambda: read(given + "/read/file"))
 trial("write read", lambda: write(given + "/read/file"))
 trial("git", lambda: os.listdir(given + "/read/.git"))
@@ -128,6 +131,7 @@ def test_what_is_hidden_is_empty(seen):
 def test_what_is_given_to_read_is_not_written(seen):
     given, _, got = seen
     assert {got[name] for name in ("write root", "write usr", "write dev", "write read")} == {"EROFS"}
+    assert {got[name] for name in ("change null", "write proc", "write own proc")} == {"EROFS"}
     assert (given / "read/file").read_text() == "read/file"
     assert got["write"] == got["write null"] == "done"
     assert (given / "write/new").read_text() == "x"

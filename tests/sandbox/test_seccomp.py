@@ -84,6 +84,10 @@ def call(number, args=(), architecture="x86_64"):
     return struct.pack("<IIQ6Q", number & 0xFFFFFFFF, AUDIT[architecture], 0x7FFF00000000, *words)
 
 
+# Where calls that make or change a file take its mode.
+MODES = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2, "creat": 1, "mknod": 1, "mknodat": 2}
+
+
 def expected(name, traits, args):
     """The policy, in words of this file."""
     low = [arg & 0xFFFFFFFF for arg in args]
@@ -91,6 +95,8 @@ def expected(name, traits, args):
     signals_are_its_own = private or traits.scoped
     if name is None or name == "clone3":
         return ENOSYS
+    if name in MODES and (private or name not in ATTRIBUTES):
+        return EPERM if low[MODES[name]] & 0o6000 else ALLOW
     if name in NEVER:
         return EPERM
     if name in ATTRIBUTES:
@@ -100,15 +106,18 @@ def expected(name, traits, args):
     if name in SOCKETS:
         return ALLOW if private or network != "none" else EPERM
     if name == "openat2":
-        return ALLOW if private else ENOSYS
+        return ENOSYS
     if name == "truncate":
         return ALLOW if private or traits.truncation else EPERM
     if name in ("open", "openat"):
-        flags = low[1 if name == "open" else 2]
+        flags, mode = low[1:3] if name == "open" else low[2:4]
         empties = flags & 3 == 0 and flags & 0o1000 and not traits.truncation
-        return EPERM if not private and (flags & 3 == 3 or empties) else ALLOW
+        if not private and (flags & 3 == 3 or empties):
+            return EPERM
+        makes = flags & 0o100 or flags & 0o20000000
+        return EPERM if makes and mode & 0o6000 else ALLOW
     if name == "clone":
-        return EPERM if low[0] & 0x7E020000 else ALLOW
+        return EPERM if low[0] & 0x7E028000 else ALLOW
     if name == "ioctl":
         if low[1] >> 8 & 0xFF in (0x66, 0x58, 0x76, 0x94):
             return ENOTTY
@@ -149,6 +158,13 @@ def vectors(name):
             for kind in (1, 2, 3, 5, 10, 1 | 0o2000000, 2 | 0o4000, HIGH | 1):
                 for protocol in (0, 1, 6, 17, 132, 262, HIGH | 6):
                     yield family, kind, protocol
+    elif name in MODES:
+        yield from ((0,) * MODES[name] + (mode,) for mode in (0, 0o755, 0o4755, 0o2755, 0o1777, 0o6000, HIGH | 0o644))
+    elif name in ("open", "openat"):
+        first = (0,) if name == "open" else (0, 0)
+        for flags in (0, 1, 2, 3, 0o100, 0o101, 0o102, 0o1000, 0o1001, 0o1003, 0o20200000, 0o20200002, 0o20000000):
+            for mode in (0, 0o600, 0o4700, 0o2700, 0o6777, HIGH | 0o644):
+                yield (*first, flags, mode)
     elif name in LOOKED_AT:
         place, values = LOOKED_AT[name]
         yield from ((0,) * place + (value,) for value in values)
