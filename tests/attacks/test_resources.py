@@ -70,6 +70,9 @@ def test_c28_memory_of_several_processes(within):
     assert within(spread, 1, memory="512 MiB") == 1
 
 
+@pytest.mark.skipif(
+    os.geteuid() != 0, reason="who is not root cannot look at a worker's descriptors; SECURITY.md says so"
+)
 def test_c28_memory_that_no_process_maps(within):
     def fill(module, count):
         kept = [os.memfd_create("filled") for _ in range(count)]
@@ -138,7 +141,7 @@ def test_c28_a_fork_bomb(within, own):
     assert made < 400
     assert number == 11
     # Fewer than the kernel counts for root are the watchdog's to see.
-    with pytest.raises((errors.WorkerLimitError, BlockingIOError)):
+    with pytest.raises((errors.WorkerLimitError, OSError), match="processes|Resource temporarily"):
         within(crowd, processes=20)
     pids = companions(own.workers()[0].pid) if own.workers() else set()
     assert len(pids) < 402
