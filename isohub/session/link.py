@@ -29,7 +29,9 @@ from isohub.errors import (
 )
 from isohub.repos.naming import near_names
 from isohub.session.arguments import pickled
+from isohub.session.endings import prompt_end
 from isohub.session.gradients import severed
+from isohub.session.options import Interruption, carried, current_interruption, timeout_of
 from isohub.session.supervisor import Faulted, Question, Worker
 from isohub.wire.codec import TooLargeToEncode
 from isohub.wire.protocol import MAX_REFERENCES
@@ -83,7 +85,7 @@ _SANDBOX_HINTS = tuple(
 _SEARCHED_CHARS = 10_000
 # Names that an error lists; a hubconf that has more gets the first.
 _MOST_SHOWN = 200
-_SORTS = frozenset({"module", "object", "function"})
+_SORTS = frozenset({"module", "object", "function", "iterator", "stream", "awaitable"})
 
 
 class Gate(Protocol):
@@ -182,7 +184,8 @@ class Link:
             args,
             phase,
             target=target,
-            timeout_s=self.timeout_s,
+            timeout_s=timeout_of(self.worker, self.timeout_s),
+            interruption=current_interruption(),
             limit_bytes=self.limit_bytes if limit_bytes is None else limit_bytes,
             parcel=parcel,
             grad=torch.is_grad_enabled(),
@@ -212,9 +215,10 @@ class Link:
                 hint="load the model in the process that uses it, or start that process by 'spawn'",
             )
 
-    def submit(self, work: Callable[[], Any]) -> Future[Any]:
-        """Do this in a thread of the link's own, after what was submitted before."""
+    def submit(self, work: Callable[[], Any], interruption: Interruption | None = None) -> Future[Any]:
+        """Do this in a thread of the link's own, after what was submitted before, under the modes of this one."""
         self._check_process()
+        work = carried(work, interruption)
         future: Future[Any] = Future()
 
         def run() -> None:
@@ -300,6 +304,7 @@ class Link:
             remote_of(known).received[0] += 1  # type: ignore[union-attr]
             return known
         remote = Remote(self, number, printable(class_name[:1000], newlines=False))
+        remote.sort = sort
         handle = self._make_handle(remote, sort == "module", indexable)
         remote.bind(handle)
         return handle
@@ -312,6 +317,8 @@ class Remote:
         self.link = link
         self.number = number
         self.class_name = class_name
+        self.sort = "object"
+        self.prompt = True  # whether an iterator may have something to do once it is given back
         self.loaded = False  # whether an entrypoint gave it, and not another handle
         self.received = [1]  # how often the worker sent it: it forgets the object when all are given back
         self._finalizer: weakref.finalize[Any, Any] | None = None
@@ -322,7 +329,7 @@ class Remote:
         worker.handles[number] = handle
         pool.hold(worker)
         # Called at any moment, in any thread: only hands over.
-        self._finalizer = weakref.finalize(handle, _let_go, pool, worker, number, received)
+        self._finalizer = weakref.finalize(handle, _let_go, pool, worker, number, received, prompt_end(self))
         self._finalizer.atexit = False
 
     def __reduce__(self) -> NoReturn:
@@ -399,14 +406,10 @@ def remote_of(value: Any) -> Remote | None:
     return remote.ref if isinstance(remote, Remote) else None
 
 
-def _let_go(pool: Pool, worker: Worker, number: int, received: list[int]) -> None:
+def _let_go(pool: Pool, worker: Worker, number: int, received: list[int], end: Callable[[], None] | None) -> None:
     """A handle is gone. Runs in a finalizer: no lock may be taken here."""
-
-    def later() -> None:
-        worker.release(number, received[0])
-        pool.drop(worker)
-
-    pool.background.defer(later)
+    worker.release(number, received[0])  # before any later question
+    pool.background.defer(lambda: pool.drop(worker) if end is None else end())
 
 
 def _work(work: queue.SimpleQueue[Callable[[], None] | None]) -> None:

@@ -50,6 +50,7 @@ from isohub.sandbox.confine import UNCONFINED
 from isohub.sandbox.policy import Confinement
 from isohub.session.background import Background, Budget, Output
 from isohub.session.broker import Broker, Given
+from isohub.session.options import Interruption
 from isohub.session.proxy import AllowListProxy
 from isohub.session.replies import Answer, Fault, Ready, Reply, Want, read_reply, read_status
 from isohub.session.request import Placement
@@ -59,7 +60,7 @@ from isohub.wire.channel import Channel, ChannelClosed, discard
 from isohub.wire.codec import Decoder, Encoder
 from isohub.wire.protocol import MAX_FRAME_BYTES, Conversation, Event, State
 
-__all__ = ["Faulted", "Question", "Worker"]
+__all__ = ["CallInterrupted", "Faulted", "Question", "Worker"]
 
 #: Importing torch over a slow network disk takes minutes; waiting for ever helps nobody.
 _START_TIMEOUT_S = 600.0
@@ -86,6 +87,10 @@ class _Stage(enum.Enum):
 _EVENTS = {Ready: Event.READY, Answer: Event.VALUE, Fault: Event.ERROR, Want: Event.WANT}
 
 
+class CallInterrupted(BaseException):
+    """The wait for an answer was ended by an `Interruption`. No Exception: the way out is that of Ctrl-C."""
+
+
 class _DeadlinePassed(Exception):  # noqa: N818 - a signal within this module
     pass
 
@@ -105,6 +110,7 @@ class Question:
         grad: The caller's gradient mode.
         inference: Whether the caller is in inference mode.
         verbose: Whether a download that it leads to may show its progress.
+        interruption: What can end the wait for the answer from another thread.
     """
 
     op: str
@@ -117,6 +123,7 @@ class Question:
     grad: bool = True
     inference: bool = False
     verbose: bool = True
+    interruption: Interruption | None = None
 
 
 class Worker:
@@ -168,6 +175,7 @@ class Worker:
         self._conversation = Conversation()
         self._deadline: float | None = None
         self._stage = _Stage.IDLE
+        self._interruption: Interruption | None = None  # of the question under way
         self._owner = 0  # the thread whose question is open
         self._phase = ""
         self._excess: Excess | None = None  # the limit that it passed
@@ -325,6 +333,7 @@ class Worker:
             if self._obituary is not None:
                 raise _again(self._obituary)
             self._deadline = deadline
+            self._interruption = question.interruption
             self._stage = _Stage.IDLE
             try:
                 self._settle()
@@ -359,6 +368,7 @@ class Worker:
                 raise
             return answer
         finally:
+            self._interruption = None
             self._owner = 0
             self._lock.release()
 
@@ -583,7 +593,16 @@ class Worker:
         reading = self._stage is _Stage.READING
         if reading:
             self._stage = _Stage.WAITING
-        ready = dict(self._poll.poll(_milliseconds(self._deadline)))
+        interruption = self._interruption if reading else None
+        if interruption is not None:
+            self._poll.register(interruption.fileno(), select.POLLIN)
+        try:
+            ready = dict(self._poll.poll(_milliseconds(self._deadline)))
+        finally:
+            if interruption is not None:
+                self._poll.unregister(interruption.fileno())
+        if interruption is not None and ready.pop(interruption.fileno(), 0) and not ready:
+            raise CallInterrupted
         if reading:
             self._stage = _Stage.READING
         late = self._deadline is not None and time.monotonic() >= self._deadline

@@ -30,6 +30,7 @@ from isohub.worker import storages
 from isohub.worker.caller import Caller, dump
 from isohub.worker.downloads import Downloads
 from isohub.worker.hubconf import Hubconf, HubconfFailed, seed_everything
+from isohub.worker.operations import OPERATIONS, Operations, sort_of
 
 __all__ = ["Server", "serve"]
 
@@ -41,6 +42,7 @@ _summary.maxstring = _summary.maxother = 2000
 
 #: What `operate` may apply to an object: Python's own operations, by name.
 _OPERATIONS: Dict[str, Callable[..., Any]] = {
+    **OPERATIONS,
     "len": len,
     "bool": bool,
     "repr": repr,
@@ -87,10 +89,11 @@ def serve(end: Any, confined: Confined) -> None:
     sys.stderr.flush()
 
 
-class Server:
+class Server(Operations):
     """The objects that live here, and what may be done with them."""
 
     def __init__(self, downloads: Downloads) -> None:
+        super().__init__()
         self._downloads = downloads
         self._hubconf = Hubconf()
         self._objects: Dict[int, Tuple[Any, int]] = {}  # number: object, how often it was sent
@@ -113,7 +116,9 @@ class Server:
         number = question["number"]
         self._attach(question["arenas"], descriptors)
         try:
-            self._release(question["released"])
+            if question["released"]:
+                self._release(question["released"])
+                self.loop.tidy()
             reply, parcel = self._perform(question)
         except BaseException as error:
             reply, parcel = _describe(error), None
@@ -230,7 +235,7 @@ class Server:
         elif issubclass(kind, (types.FunctionType, types.MethodType, types.BuiltinFunctionType)):
             sort = "function"
         else:
-            sort = "object"
+            sort = sort_of(kind)
         name = f"{kind.__module__}.{kind.__qualname__}".encode("utf-8", "replace").decode()[:1000]
         return ["r", number, sort, name, hasattr(kind, "__getitem__")]
 
@@ -262,12 +267,6 @@ class Server:
 
     def do_operate(self, target: Any, operation: str, args: Sequence[Any]) -> Any:
         return _OPERATIONS[operation](target, *args)
-
-    def do_next(self, target: Any) -> Tuple[bool, Any]:
-        """Whether there was another item, and the item."""
-        for item in target:
-            return True, item
-        return False, None
 
     def do_run(self, target: Any, function: Callable[..., Any], args: Sequence[Any], kwargs: Dict[str, Any]) -> Any:
         return function(target, *args, **kwargs)

@@ -93,7 +93,16 @@ _TREES: dict[str, Any] = {
     "R": ["R", "Point", ["x", "y"], 1, ["l"]],
     "M": ["M", "Output", "logits", ["T", 0], "loss", None],
     "m": ["m", "Output", ["loss", "cache"], "logits", ["T", 0]],
-    "r": ["l", ["r", 1, "module", "x.Net", True], ["r", 2, "object", "x.Y", False], ["r", 1, "module", "x.Net", True]],
+    "r": [
+        "l",
+        ["r", 1, "module", "x.Net", True],
+        ["r", 2, "object", "x.Y", False],
+        ["r", 1, "module", "x.Net", True],
+        *(
+            ["r", 3 + number, sort, "x", False]
+            for number, sort in enumerate(("function", "iterator", "stream", "awaitable"))
+        ),
+    ],
     "p": ["p", 0],
 }
 
@@ -157,7 +166,7 @@ _TEXTS = (
     "", "x", "\x00", "\x1b[2J", "\u202e", "\ud800", "é", "nan", "inf", "-inf", "os.system", "__class__", "_fields",
     "class_name", "x" * 1001, "f" * 5000, "-", "-0", "0x1", "1_0", "cpu", "cuda:9999", "meta", "privateuseone", "none",
     "outbox", "parcel", "value", "error", "want", "ready", "request", "raised", "no_entrypoint", "too_large", "module",
-    "object", "function", "SystemExit", "KeyError", "file", "repo", "http://[::1", "ff", "eda080", "edb080",
+    "object", "function", "iterator", "stream", "awaitable", "SystemExit", "KeyError", "file", "repo", "http://[::1", "ff", "eda080", "edb080",
 )  # fmt: skip
 
 

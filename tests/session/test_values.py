@@ -42,7 +42,7 @@ def zoo(session, tmp_path_factory):
     (root / "hubconf.py").write_text(
         textwrap.dedent(
             """
-            import collections, dataclasses, datetime, decimal, enum, fractions, pathlib, typing
+            import collections, dataclasses, datetime as dt, decimal, enum, fractions, pathlib, typing
             import numpy as np
             import torch
 
