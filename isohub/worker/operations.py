@@ -63,15 +63,18 @@ class Loop:
     def __init__(self) -> None:
         self._loop: Any = None
 
-    def run(self, awaitable: Any) -> Any:
-        """Wait for it here. An interruption ends it where it waits."""
+    def run(self, begin: Callable[[], Any]) -> Any:
+        """Wait here for what this gives. An interruption ends it where it waits.
+
+        It is begun within the loop: async generators take the loop's hooks when their first item is asked for.
+        """
         import asyncio
 
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
 
         async def wait() -> Any:
-            return await awaitable
+            return await begin()
 
         task = self._loop.create_task(wait())
         try:
@@ -115,13 +118,13 @@ class Operations:
     def do_anext(self, target: Any) -> Tuple[bool, Any]:
         """The same of an async iterator."""
         try:
-            return True, self.loop.run(type(target).__anext__(target))
+            return True, self.loop.run(lambda: type(target).__anext__(target))
         except StopAsyncIteration:
             return False, None
 
     def do_await(self, target: Any) -> Any:
         """The result of a coroutine or another awaitable."""
-        return self.loop.run(target)
+        return self.loop.run(lambda: target)
 
     def do_tidy(self) -> None:
         """Nothing: what the caller gave back with this question has been let go."""
@@ -129,7 +132,7 @@ class Operations:
     def do_enter(self, target: Any, asynchronous: bool) -> Any:
         """Enter a context manager."""
         if asynchronous and not hasattr(type(target), "__enter__"):
-            return self.loop.run(_special(target, "__aenter__")(target))
+            return self.loop.run(lambda: _special(target, "__aenter__")(target))
         return _special(target, "__enter__")(target)
 
     def do_exit(self, target: Any, asynchronous: bool, pickled: Optional[bytes], names: List[str], text: str) -> bool:
@@ -137,7 +140,7 @@ class Operations:
         error = _exception(pickled, names, text) if names else None
         arguments = (None, None, None) if error is None else (type(error), error, error.__traceback__)
         if asynchronous and not hasattr(type(target), "__exit__"):
-            return bool(self.loop.run(_special(target, "__aexit__")(target, *arguments)))
+            return bool(self.loop.run(lambda: _special(target, "__aexit__")(target, *arguments)))
         return bool(_special(target, "__exit__")(target, *arguments))
 
     def do_describe(self, target: Any) -> Tuple[str, Optional[str], Optional[List[Any]], Optional[str]]:
