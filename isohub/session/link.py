@@ -28,7 +28,7 @@ from isohub.errors import (
     printable,
 )
 from isohub.repos.naming import near_names
-from isohub.session.arguments import pickled
+from isohub.session.arguments import pickled, place_of
 from isohub.session.endings import prompt_end
 from isohub.session.gradients import severed
 from isohub.session.options import Interruption, carried, current_interruption, timeout_of
@@ -194,7 +194,11 @@ class Link:
         )
         references = itertools.count(1)  # of this one answer
         try:
-            return self.worker.ask(question, self._encode, lambda claimed: self._handle(claimed, next(references)))
+            return self.worker.ask(
+                question,
+                lambda cargo, value: self._encode(cargo, value, question),
+                lambda claimed: self._handle(claimed, next(references)),
+            )
         except Faulted as faulted:
             raise self._error(faulted, question) from None
         except TooLargeToEncode:
@@ -274,19 +278,31 @@ class Link:
             **fields,
         )
 
-    def _encode(self, cargo: Cargo, value: Any) -> list[Any]:
+    def _encode(self, cargo: Cargo, value: Any, question: Question) -> list[Any]:
         """An argument outside of the closed set: a handle of this worker's, else by cloudpickle."""
+        try:
+            number = self._number_of(value)
+            return ["p", cargo.add_bytes(pickled(value, self._number_of))] if number is None else ["r", number]
+        except ValueNotTransferableError as error:
+            place = place_of(value, question.op, question.args)
+            if place is None:
+                raise
+            fields = {**error.fields, "phase": question.phase, "where": place}
+            raise ValueNotTransferableError(f"{place}: {error.message}", hint=error.hint, **fields) from error.__cause__
+
+    def _number_of(self, value: Any) -> int | None:
+        """The number of the object that a handle stands for; None for what is no handle."""
         remote = remote_of(value)
-        if remote is not None:
-            if remote.link.worker is not self.worker:
-                raise ValueNotTransferableError(
-                    f"a handle to an object of {remote.link.worker.name} was passed to {self.worker.name}; "
-                    "each lives in a process of its own",
-                    hint="pass its outputs or its state_dict() instead",
-                    where=type(value).__name__,
-                )
-            return ["r", remote.number]
-        return ["p", cargo.add_bytes(pickled(value))]
+        if remote is None:
+            return None
+        if remote.link.worker is not self.worker:
+            raise ValueNotTransferableError(
+                f"a handle to an object of {remote.link.worker.name} was passed to {self.worker.name}; "
+                "each lives in a process of its own",
+                hint="pass its outputs or its state_dict() instead",
+                where=type(value).__name__,
+            )
+        return remote.number
 
     def _handle(self, claimed: list[Any], count: int) -> Any:
         """The handle that a reference of the worker's stands for. Trust: worker."""

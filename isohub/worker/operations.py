@@ -15,11 +15,13 @@ from __future__ import annotations
 import builtins
 import collections.abc
 import contextlib
+import io
 import operator
+import pickle  # noqa: TID251 - the caller's bytes: the more trusted side
 import types
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
-__all__ = ["OPERATIONS", "Loop", "Operations", "sort_of"]
+__all__ = ["OPERATIONS", "Loop", "Operations", "sort_of", "unpickled"]
 
 _MAX_TEXT_CHARS = 2000
 
@@ -193,10 +195,29 @@ def _special(target: Any, name: str) -> Any:
     return found
 
 
+class _Unpickler(pickle.Unpickler):
+    """Reads the caller's pickles, in which handles are the objects of this worker."""
+
+    def __init__(self, data: bytes, objects: Dict[int, Tuple[Any, int]]) -> None:
+        super().__init__(io.BytesIO(data))
+        self._objects = objects
+
+    def persistent_load(self, number: int) -> Any:
+        return self._objects[number][0]
+
+
+def unpickled(data: bytes, objects: Dict[int, Tuple[Any, int]]) -> Any:
+    """What the caller pickled. It is the more trusted side; nothing is unpickled in the other direction.
+
+    Args:
+        data: The caller's bytes.
+        objects: What lives here, by number.
+    """
+    return _Unpickler(data, objects).load()
+
+
 def _exception(pickled: Optional[bytes], names: Sequence[str], text: str) -> BaseException:
     """The caller's exception, or the nearest builtin one with its text, where this worker has no such class."""
-    import pickle  # noqa: TID251 - the caller's bytes: the more trusted side
-
     if pickled is not None:
         with contextlib.suppress(Exception):
             made = pickle.loads(pickled)

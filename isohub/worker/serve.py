@@ -30,7 +30,7 @@ from isohub.worker import storages
 from isohub.worker.caller import Caller, dump
 from isohub.worker.downloads import Downloads
 from isohub.worker.hubconf import Hubconf, HubconfFailed, seed_everything
-from isohub.worker.operations import OPERATIONS, Operations, sort_of
+from isohub.worker.operations import OPERATIONS, Operations, sort_of, unpickled
 
 __all__ = ["Server", "serve"]
 
@@ -187,7 +187,7 @@ class Server(Operations):
         if claims.storages:
             assert self._inbox is not None
             storages, tensors = unload(claims, self._inbox.size_bytes, viewing(self._inbox.carrier))
-        decoder = Decoder(storages, tensors, self._dereference, _unpickle)
+        decoder = Decoder(storages, tensors, self._dereference, lambda data: unpickled(data, self._objects))
         args = [decoder.decode(argument) for argument in question["args"]]
         return args if question["target"] is None else [self._objects[question["target"]][0], *args]
 
@@ -341,13 +341,6 @@ def _modes(question: Dict[str, Any]) -> Iterator[None]:
             yield
     else:
         yield
-
-
-def _unpickle(data: bytes) -> Any:
-    # The caller's bytes: the more trusted side. Nothing unpickles in the other direction.
-    import pickle  # noqa: TID251
-
-    return pickle.loads(data)
 
 
 def _text(make: Callable[[], str], instead: str) -> str:
