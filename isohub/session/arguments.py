@@ -32,6 +32,7 @@ __all__ = ["pickled", "place_of"]
 
 _registry_lock = threading.RLock()  # cloudpickle's list is the process's
 _own: dict[str, bool] = {}  # whether a module is the caller's own, by name
+_mine: list[str] = []  # names of those that are
 _MOST_PLACES = 100_000
 
 #: What lives in one process, and what it is called.
@@ -194,7 +195,10 @@ def _own_modules() -> Iterator[None]:
     """Have all modules of the caller's own pickled by value: a worker cannot import them."""
     with _registry_lock:
         known = cloudpickle.list_registry_pickle_by_value()
-        own = [module for name, module in list(sys.modules.items()) if name not in known and _is_own(name, module)]
+        for name in sys.modules.keys() - _own.keys():
+            _is_own(name, sys.modules.get(name))
+        mine = [sys.modules.get(name) for name in _mine]
+        own = [module for module in mine if isinstance(module, types.ModuleType) and module.__name__ not in known]
         for module in own:
             cloudpickle.register_pickle_by_value(module)
         try:
@@ -208,6 +212,8 @@ def _is_own(name: str, module: Any) -> bool:
     known = _own.get(name)
     if known is None:
         known = _own[name] = _lies_outside(name, module)
+        if known:
+            _mine.append(name)
     return known
 
 
