@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import keyword
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from isohub.errors import IsohubError, printable
 if TYPE_CHECKING:
     from isohub.session.link import Remote
 
-__all__ = ["Described", "Description", "describe"]
+__all__ = ["Described", "Description", "Signed", "describe"]
 
 _KINDS = {
     kind.name: kind
@@ -126,3 +127,41 @@ class Described:
             return getattr(describe(handle._isohub), self._field)
         except IsohubError:  # asked for by debuggers and by `help`, also of what is closed
             return self._own
+
+
+class Signed:
+    """A method of a handle's class that shows the remote object's signature and docstring on a handle."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self.__doc__ = function.__doc__
+
+    def __get__(self, handle: Any, owner: type) -> Any:
+        return self._function if handle is None else _Bound(self._function, handle)
+
+
+class _Bound:
+    """That method of one handle."""
+
+    __slots__ = ("__self__", "_function")
+
+    __doc__ = Described("doc", __doc__)
+    __signature__ = Described("signature", None)
+
+    def __init__(self, function: Callable[..., Any], handle: Any) -> None:
+        self.__self__ = handle
+        self._function = function
+
+    @property
+    def _isohub(self) -> Remote:
+        remote: Remote = self.__self__._isohub
+        return remote
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(self.__self__, *args, **kwargs)
+
+    def __get__(self, instance: object, owner: type | None = None) -> _Bound:
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._function.__get__(self.__self__), name)

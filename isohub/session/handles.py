@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from isohub.errors import ProtocolError
-from isohub.session.descriptions import Described
+from isohub.session.descriptions import Described, Signed
 from isohub.session.link import Remote, Stats, refuse_pickle
 from isohub.session.objects import Container, RemoteObject, is_a_protocol, names_of, object_handle, shown
 from isohub.session.options import awaited, options, pipelined
@@ -48,6 +48,7 @@ class RemoteModule(torch.nn.Module):
         super().__init__()
         self.__dict__["_isohub"] = remote
 
+    @Signed
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the remote module, its own hooks included."""
         return self._isohub.call("", args, kwargs)

@@ -324,7 +324,10 @@ def test_the_workflow_that_torch_hub_documents(streams):
     assert "documented" in dir(streams)
     assert "Twice x, later." in pydoc.plain(pydoc.render_doc(streams.twice))
     assert str(inspect.signature(streams)) == "(x)"
-    assert "forward" in dir(isohub.RemoteModule)
+    assert str(inspect.signature(streams.forward)) == "(x)"
+    assert streams.forward.__func__ is isohub.RemoteModule.forward
+    assert "forward(x)" in pydoc.plain(pydoc.render_doc(streams.forward))
+    assert streams.forward(torch.ones(1)).tolist() == [2]
 
 
 def test_classes_of_handles_have_their_own_words():
