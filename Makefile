@@ -9,18 +9,18 @@ HALF_MADE := $(VENV)/half-made
 
 # The quick ones first; model code from elsewhere last.
 SLOW_TESTS := $(wildcard tests/real)
-NO_TESTS := tests/hubs tests/servers tests/__pycache__ tests/conftest.py tests/__init__.py
+NO_TESTS := tests/hubs tests/servers tests/__pycache__ tests/conftest.py tests/__init__.py tests/as_user.py tests/lacking.py
 TESTS := $(filter-out $(SLOW_TESTS) $(NO_TESTS),$(patsubst %/,%,$(sort $(wildcard tests/*/ tests/*.py)))) $(SLOW_TESTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types imports bench fuzz clean
+.PHONY: help setup demo test test-user check lint types imports bench fuzz clean
 
 # How long `make fuzz` goes on, whichever ends first; -1 runs are no limit.
 FUZZ_SECONDS ?= 60
 FUZZ_RUNS ?= -1
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv and install isohub in it, with what the tests need
 
@@ -42,6 +42,9 @@ demo: $(STAMP) ## show two refs of one repo, by torch.hub and by isohub
 
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest $(TESTS)
+
+test-user: $(STAMP) ## run the attack suite as an ordinary user, also when root (ARGS='-k files')
+	$(BIN)/python tests/as_user.py $(ARGS)
 
 check: lint types imports test ## what CI runs: lint, types, imports, tests
 

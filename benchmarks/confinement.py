@@ -31,9 +31,9 @@ def measure_confinement(bench: Bench) -> list[Table]:
 
         def start(**more: Any) -> Callable[[], list[float]]:
             def run() -> list[float]:
-                samples = []
+                samples: list[float] = []
+                kept: list[Any] = []
                 for _ in range(sizes.loads):
-                    kept: list[Any] = []
                     samples.append(timed(lambda: kept.append(session.load(bench.hub, "twice", **more))))
                     kept.pop().close()
                 return samples

@@ -1,7 +1,12 @@
-"""What every test has: a cache of its own, the tiny repos, and one session for tests that harm no session."""
+"""What every test has: a cache of its own, the tiny repos, and one session for tests that harm no session.
+
+``ISOHUB_EXPECT=landlock,seccomp,namespaces`` names the layers of confinement that this machine is known to have: a test
+that lacks one of these fails; without the variable it is skipped, with the reason.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import time
@@ -69,6 +74,30 @@ def session() -> Iterator[isohub.Session]:
     """One session for many tests: a zygote takes a second to start."""
     with isohub.Session(timeout_s=60) as opened:
         yield opened
+
+
+@functools.lru_cache(maxsize=1)
+def layers_here() -> dict[str, str]:
+    """The layers of confinement that this machine lacks, each with the reason."""
+    found = isohub.doctor()
+    lacking = {name: found.details.get(name) or found.fault or "not applied" for name in found.missing}
+    if found.fault is not None:
+        lacking.update(dict.fromkeys(("landlock", "seccomp", "namespaces"), found.fault))
+    return lacking
+
+
+def require_layers(*layers: str) -> None:
+    """Skip the test that asks where this machine lacks a layer; fail it where ``ISOHUB_EXPECT`` names that layer."""
+    expected = os.environ.get("ISOHUB_EXPECT", "").replace(",", " ").split()
+    unknown = set(expected) - {"landlock", "seccomp", "namespaces"}
+    if unknown:
+        raise pytest.UsageError(f"ISOHUB_EXPECT names {', '.join(sorted(unknown))}")
+    for layer in layers:
+        reason = layers_here().get(layer)
+        if reason is not None and layer in expected:
+            pytest.fail(f"this machine has no {layer}, and ISOHUB_EXPECT says that it has: {reason}")
+        if reason is not None:
+            pytest.skip(f"this machine has no {layer}: {reason}")
 
 
 def open_descriptors() -> int:

@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,8 @@ __all__ = [
 _log = logging.getLogger("isohub.repos")
 # Who waits longer for another writer is told so; GitHub gives 1 GB in about as long.
 _WAIT_NOTICE_S = 10.0
+# Who removes or verifies has a directory for himself for less than this; a worker may keep it.
+_SHARE_S, _SHARE_PAUSE_S = 5.0, 0.005
 _AT_FDCWD = -100  # linux/fcntl.h
 _RENAME_EXCHANGE = 2  # linux/fs.h
 
@@ -97,19 +100,36 @@ def exchange(one: Path, other: Path) -> bool:
     raise OSError(code, os.strerror(code), str(one), None, str(other))
 
 
+def _share(descriptor: int) -> bool:
+    """Lock it with others; False if somebody does not let go."""
+    deadline = time.monotonic() + _SHARE_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_SHARE_PAUSE_S)
+        else:
+            return True
+
+
 def hold(directory: Path) -> int | None:
     """Say that a directory is in use, for as long as the descriptor stays open, whatever ends its holder.
 
     Returns:
-        A descriptor of the caller's, or None where the file system has no such locks.
+        A descriptor of the caller's, or None where the file system has no such locks, or somebody has it for himself
+        and keeps it: who does so honestly only looks whether it is in use, or renames it away, but a worker can lock
+        whatever it may read.
 
     Raises:
         FileNotFoundError: It is gone, or was removed while this waited.
     """
     descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
     try:
-        # Who has it for himself only looks whether it is in use, or renames it away.
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if not _share(descriptor):
+            os.close(descriptor)
+            return None
         if not os.path.samestat(os.fstat(descriptor), os.stat(directory)):  # noqa: PTH116  # one call, no Path
             raise FileNotFoundError(errno.ENOENT, "it was replaced", str(directory))
     except FileNotFoundError:

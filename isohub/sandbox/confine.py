@@ -27,6 +27,7 @@ from isohub.sandbox.kernel import ARCHITECTURES, architecture, drop_capabilities
 from isohub.sandbox.landlock import Rule
 from isohub.sandbox.limits import apply_limits
 from isohub.sandbox.policy import NAMESPACES
+from isohub.sandbox.seccomp import Traits
 
 __all__ = [
     "BASE_LAYERS",
@@ -79,6 +80,7 @@ class Machine(NamedTuple):
         seccomp: Whether filters can be installed.
         namespaces: None where there are all of them; else why not.
         rules: What every worker of this interpreter may read.
+        fewest: The same without symlinks, and without what is below another: for Landlock.
     """
 
     name: str
@@ -86,10 +88,11 @@ class Machine(NamedTuple):
     seccomp: bool
     namespaces: Optional[str]
     rules: Tuple[Rule, ...]
+    fewest: Tuple[Rule, ...]
 
     @classmethod
     def look(cls, package: str, no_namespaces: Optional[str]) -> Machine:
-        """Ask this machine.
+        """Ask this machine, and prepare what is the same for each fork.
 
         Args:
             package: isohub's own directory.
@@ -97,13 +100,22 @@ class Machine(NamedTuple):
         """
         name = architecture()
         known = name in ARCHITECTURES
-        return cls(
+        rules = interpreter_rules(package)
+        machine = cls(
             name=name,
             landlock=landlock.abi() if known else 0,
             seccomp=known and seccomp.is_available(name),
             namespaces=no_namespaces,
-            rules=tuple(interpreter_rules(package)),
+            rules=tuple(rules),
+            fewest=tuple(_fewest(rules)),
         )
+        if machine.seccomp and no_namespaces is None:
+            seccomp.prepare(name, machine.traits("none", namespaced=True))
+        return machine
+
+    def traits(self, network: str, *, namespaced: bool) -> Traits:
+        """What a worker's filter has to know."""
+        return Traits(private=namespaced, scoped=self.landlock >= 6, network=network, truncation=self.landlock >= 3)
 
 
 class Confined(NamedTuple):
@@ -199,11 +211,14 @@ def confine(
     listener: Optional[socket.socket] = None
     layered = wanted["level"] != "none"
     namespaced = layered and machine.namespaces is None
+    if layered and wanted["network"] == "proxy" and not namespaced:
+        # Without a network of its own it would have all of the caller's by TCP, or none.
+        raise OSError(f"network= with names of hosts needs namespaces, and there are none: {machine.namespaces}")
     places: Dict[str, str] = {name: os.path.join(directory, name) for name in ("home", "tmp", "cwd")}
     private = [*places.values()]
-    rules: List[Rule] = []
+    rules: List[Rule] = []  # beside the machine's
     if layered:
-        rules = worker_rules(machine.rules, wanted, private)
+        rules = worker_rules(wanted, private)
     if namespaced:
         listener = _enter_namespaces(machine, wanted, directory, [rule for rule in rules if rule.path not in private])
         rules += [Rule(namespaces.SHARED_MEMORY, "write"), Rule("/", "list")]  # the names of what the tree has
@@ -220,18 +235,22 @@ def confine(
     if layered:
         details["limits"] = apply_limits(wanted, namespaced)
         active.append("limits")
-        prctl(_PR_SET_DUMPABLE, 0)
+        if namespaced:
+            # Its caller owns its zygote's user namespace and can look at it all the same. Elsewhere an ordinary user
+            # could not (``smaps``), and other workers cannot in any case: they trace nobody, and of /proc see
+            # themselves.
+            prctl(_PR_SET_DUMPABLE, 0)
         drop_capabilities()
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
     if layered and machine.landlock:
         rules += _proc_rules(namespaced)
         ports = [] if listener is None else [listener.getsockname()[1]]
-        landlock.restrict(machine.landlock, _fewest(rules), None if wanted["network"] == "open" else ports)
+        own = _fewest(rules)
+        landlock.restrict(machine.landlock, [*machine.fewest, *own], None if wanted["network"] == "open" else ports)
         active.append("landlock")
         details["landlock"] = f"ABI {machine.landlock}"
     if layered and machine.seccomp:
-        traits = seccomp.Traits(private=namespaced, scoped=machine.landlock >= 6, network=wanted["network"])
-        seccomp.install(machine.name, traits, os.getpid())
+        seccomp.install(machine.name, machine.traits(wanted["network"], namespaced=namespaced), os.getpid())
         active.append("seccomp")
     return Confined(tuple(active), *_missing(machine, layered, active, details), listener)
 
@@ -260,7 +279,7 @@ def _enter_namespaces(
 ) -> Optional[socket.socket]:
     namespaces.leave_host(network=wanted["network"] == "open")
     tree = namespaces.Tree(os.path.join(os.path.dirname(directory), "root"), machine.name)
-    tree.bind([*rules, Rule(wanted["checkout"], "read")])
+    tree.bind([*machine.rules, *rules, Rule(wanted["checkout"], "read")])
     tree.own(directory, wanted["disk"])
     tree.hide(os.path.join(os.path.realpath(wanted["checkout"]), ".git"))
     tree.pivot()

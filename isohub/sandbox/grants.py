@@ -1,7 +1,8 @@
 """Which paths a worker may reach: what an interpreter, its packages and a C program need, and no more.
 
-1. Directories of the interpreter and the system, read-only; a few files of ``/etc``; none of ``/home``, ``/root``,
-   ``/run``, ``/var``, ``/tmp``, ``/opt``, ``/srv`` or ``/mnt`` unless the interpreter itself is there.
+1. Directories of the interpreter and the system, read-only (of an interpreter that was installed into a home, its
+   programs and libraries); a few files of ``/etc``; none of ``/home``, ``/root``, ``/run``, ``/var``, ``/tmp``,
+   ``/opt``, ``/srv`` or ``/mnt`` unless the interpreter itself is there.
 2. Of an entry of ``sys.path`` outside of those (an editable install): its modules and packages alone, nothing that
    begins with a dot, and the names of the rest.
 3. The checkout without its ``.git``, which may hold tokens in remotes' addresses.
@@ -14,8 +15,9 @@ from __future__ import annotations
 
 import glob
 import os
+import pwd
 import sys
-from typing import Any, List, Mapping, Sequence, Set
+from typing import Any, Iterator, List, Mapping, Optional, Sequence, Set
 
 from isohub.sandbox.landlock import Rule
 
@@ -36,6 +38,8 @@ _GPU_READ = (
     "/etc/nvidia", "/proc/driver/nvidia", "/run/nvidia-persistenced", "/sys/bus/pci", "/sys/class/drm",
     "/sys/class/kfd", "/sys/devices", "/sys/module/nvidia", "/usr/local/nvidia",
 )  # fmt: skip
+# Of a prefix that holds more than an interpreter: sysconfig's own places.
+_OF_PREFIX = ("bin", "include", "lib", "lib64", "libexec", "share", "pyvenv.cfg")
 _GPU_DEVICES = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/dri/*", "/dev/kfd", "/dev/dxg")
 _NETWORK = ("/etc/hosts", "/etc/resolv.conf", "/etc/services", "/etc/host.conf", "/etc/gai.conf")
 # Ends of names that Python imports.
@@ -55,8 +59,9 @@ def interpreter_rules(package: str) -> List[Rule]:
     Args:
         package: isohub's own directory.
     """
-    roots = [*_SYSTEM, sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix, package]
-    roots.append(os.path.dirname(os.path.dirname(os.path.realpath(sys.executable))))
+    prefixes = [sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix]
+    prefixes.append(os.path.dirname(os.path.dirname(os.path.realpath(sys.executable))))
+    roots = [*_SYSTEM, *_places_of(prefixes), package]
     rules = [Rule(path, "read") for path in dict.fromkeys(map(os.path.abspath, roots)) if _is_one_s_own(path)]
     rules += [Rule(path, "read") for path in (*_SETTINGS, *_MACHINE) if os.path.exists(path)]
     known = {os.path.realpath(rule.path) for rule in rules}
@@ -66,6 +71,24 @@ def interpreter_rules(package: str) -> List[Rule]:
             rules += _path_entry_rules(place)
     rules += [Rule(path, "device") for path in DEVICES if os.path.exists(path)]
     return rules
+
+
+def _places_of(prefixes: Sequence[str]) -> Iterator[str]:
+    """The prefixes; of one that is the user's home, or above it, what an interpreter has there."""
+    home = _home()
+    for prefix in prefixes:
+        if home is not None and is_below(home, os.path.realpath(prefix)):
+            yield from (os.path.join(prefix, name) for name in _OF_PREFIX)
+        else:
+            yield prefix
+
+
+def _home() -> Optional[str]:
+    """By the system's table: a zygote has no variable of the caller's that says it."""
+    try:
+        return os.path.realpath(pwd.getpwuid(os.geteuid()).pw_dir)
+    except KeyError:
+        return None  # a container's user without an entry
 
 
 def _is_one_s_own(path: str) -> bool:
@@ -86,18 +109,17 @@ def _path_entry_rules(place: str) -> List[Rule]:
     return rules
 
 
-def worker_rules(base: Sequence[Rule], wanted: Mapping[str, Any], private: Sequence[str]) -> List[Rule]:
-    """All rules of one worker.
+def worker_rules(wanted: Mapping[str, Any], private: Sequence[str]) -> List[Rule]:
+    """The rules of one worker beside `interpreter_rules`.
 
     Args:
-        base: `interpreter_rules`.
         wanted: ``checkout``, ``read``, ``write``, ``gpu``, ``network`` of the caller's request.
         private: Its own directories, which exist or will.
 
     Raises:
         OSError: A path that the caller names is not there.
     """
-    rules = [*base, *_checkout_rules(wanted["checkout"])]
+    rules = _checkout_rules(wanted["checkout"])
     rules += [Rule(path, "read") for path in wanted["read"]]
     rules += [Rule(path, "write") for path in (*wanted["write"], *private)]
     for path in (*wanted["read"], *wanted["write"]):

@@ -14,7 +14,15 @@ import platform
 import struct
 from typing import Any, Tuple
 
-__all__ = ["ARCHITECTURES", "architecture", "drop_capabilities", "libc_call", "prctl", "system_call"]
+__all__ = [
+    "ARCHITECTURES",
+    "architecture",
+    "drop_capabilities",
+    "keep_capabilities",
+    "libc_call",
+    "prctl",
+    "system_call",
+]
 
 #: Machines whose system call tables are here.
 ARCHITECTURES: Tuple[str, ...] = ("x86_64", "aarch64")
@@ -22,7 +30,7 @@ ARCHITECTURES: Tuple[str, ...] = ("x86_64", "aarch64")
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAPBSET_DROP = 24
 _PR_CAP_AMBIENT = 47
-_PR_CAP_AMBIENT_CLEAR_ALL = 4
+_PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 2, 4
 _PR_SET_SECUREBITS = 28
 # SECBIT_NOROOT, NO_SETUID_FIXUP, NO_CAP_AMBIENT_RAISE, each with its lock; KEEP_CAPS locked off.
 _SECUREBITS = 0b11101111
@@ -81,6 +89,31 @@ def prctl(option: int, *values: int) -> int:
     """Set or ask something of this process; arguments that are not given are zero, as some options insist on."""
     words = [ctypes.c_ulong(value) for value in (*values, *[0] * (4 - len(values)))]
     return libc_call("prctl", ctypes.c_int(option), *words)
+
+
+def keep_capabilities() -> None:
+    """Have the program that this process executes next hold the capabilities that this process holds.
+
+    Root's programs have them anyway; an ordinary user's, also in a user namespace of its own, have none but ambient
+    ones: capabilities(7).
+
+    Raises:
+        OSError: The kernel refused.
+    """
+    header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
+    held = ctypes.create_string_buffer(24)
+    libc_call("capget", ctypes.c_char_p(header), held)
+    # Effective, permitted, inheritable: of the low 32, and of the high.
+    words = struct.unpack("6I", held.raw)
+    libc_call(
+        "capset",
+        ctypes.c_char_p(header),
+        ctypes.c_char_p(struct.pack("6I", *words[:2], *words[1:2], *words[3:5], *words[4:5])),
+    )
+    permitted = words[1] | words[4] << 32
+    for capability in range(_MOST_CAPABILITIES):
+        if permitted >> capability & 1:
+            prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability)
 
 
 def drop_capabilities() -> None:

@@ -24,7 +24,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 from isohub.sandbox.kernel import prctl, system_call
 from isohub.sandbox.syscalls import GROUPS, numbers
 
-__all__ = ["ALLOW", "KILL", "Traits", "deny", "install", "is_available", "program"]
+__all__ = ["ALLOW", "KILL", "Traits", "deny", "install", "is_available", "prepare", "program"]
 
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _SECCOMP = {"x86_64": 317, "aarch64": 277}
@@ -51,10 +51,19 @@ _SIGKILL = 9
 _PR_SET_PDEATHSIG = 1
 # SET_DUMPABLE, SET_SECCOMP, SET_SECUREBITS, SET_MM, SET_PTRACER: what would loosen this.
 _REFUSED_PRCTL = (4, 22, 28, 35, 0x59616D61)
-# TIOCSTI types for somebody else; TIOCLINUX, TIOCSETD and TIOCCONS do the like on consoles.
-_REFUSED_IOCTL = (0x5412, 0x541C, 0x5423, 0x541D)
-# F_SETOWN, F_SETSIG, F_SETOWN_EX: a signal for another process at the next input.
-_REFUSED_FCNTL = (8, 10, 15)
+# TIOCSTI types for somebody else; TIOCLINUX, TIOCSETD and TIOCCONS do the like on consoles. FIOSETOWN and SIOCSPGRP
+# are F_SETOWN by other names.
+_REFUSED_IOCTL = (0x5412, 0x541C, 0x5423, 0x541D, 0x8901, 0x8902)
+# What file systems take, on descriptors that can only be read too, and Landlock does not look at: 'f' and 'X' change
+# flags and attributes, make a file immutable (verity), freeze; 'v' are older ones; 0x94 are Btrfs's, which makes
+# subvolumes in any directory, and clones: who wants one of these copies instead.
+_FILE_SYSTEM_IOCTL = (0x6600, 0x5800, 0x7600, 0x9400)
+_IOCTL_TYPE_MASK = 0xFF00
+# F_SETOWN, F_SETSIG, F_SETOWN_EX: a signal for another process at the next input. F_SETLEASE: whoever opens a file
+# that this one may read waits for the lease, 45 seconds.
+_REFUSED_FCNTL = (8, 10, 15, 1024)
+# Access mode 3 opens what Landlock lets nobody read or write, for ioctls and locks: open(2), NOTES.
+_O_ACCESS_MASK, _O_TRUNC = 3, 0o1000
 _MFD_HUGETLB = 4
 
 
@@ -65,11 +74,13 @@ class Traits(NamedTuple):
         private: It has pid and mount namespaces of its own: all that it can name is its own.
         scoped: Landlock keeps its signals within (ABI 6).
         network: "none"; "proxy": TCP in a network namespace of its own; "open": the system's.
+        truncation: Landlock keeps it from emptying files (ABI 3).
     """
 
     private: bool
     scoped: bool
     network: str
+    truncation: bool = True
 
 
 class _Test(NamedTuple):
@@ -92,6 +103,7 @@ def deny(number: int) -> int:
 
 _EPERM = deny(errno.EPERM)
 _ENOSYS = deny(errno.ENOSYS)
+_ENOTTY = deny(errno.ENOTTY)
 
 
 def is_available(machine: str) -> bool:
@@ -121,18 +133,33 @@ def _decisions(machine: str, traits: Traits, pid: int) -> Dict[int, _Decision]:
     else:
         itself = _Test(0, (pid,), ALLOW, _EPERM)
         fate.update(dict.fromkeys(("kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"), itself))
+    if not traits.private:
+        fate.update(_opening(traits))
     fate.update(_sockets(traits))
     fate["clone"] = _Test(0, (0,), ALLOW, _EPERM, _CLONE_NEW)
-    fate["ioctl"] = _Test(1, _REFUSED_IOCTL, _EPERM, ALLOW)
+    fate["ioctl"] = _Test(1, _FILE_SYSTEM_IOCTL, _ENOTTY, _Test(1, _REFUSED_IOCTL, _EPERM, ALLOW), _IOCTL_TYPE_MASK)
     fate["fcntl"] = _Test(1, _REFUSED_FCNTL, _EPERM, ALLOW)
     fate["memfd_create"] = _Test(1, (0,), ALLOW, _EPERM, _MFD_HUGETLB)
     fate["prlimit64"] = _Test(0, (0,), ALLOW, _EPERM)  # another process's limits
-    fate["setpriority"] = _Test(0, (0,), ALLOW, _EPERM)  # of groups and users
+    itself_or_any: _Decision = ALLOW if traits.private else _Test(1, (0,), ALLOW, _EPERM)
+    fate["setpriority"] = _Test(0, (0,), itself_or_any, _EPERM)  # neither of groups nor of users
     others: _Decision = ALLOW
     if not traits.private:  # nothing else ends a worker whose zygote was killed
         others = _Test(0, (_PR_SET_PDEATHSIG,), _Test(1, (_SIGKILL,), ALLOW, _EPERM), ALLOW)
     fate["prctl"] = _Test(0, _REFUSED_PRCTL, _EPERM, others)
     return {number_of[name]: decision for name, decision in fate.items() if name in number_of}
+
+
+def _opening(traits: Traits) -> Dict[str, _Decision]:
+    """Ways to open that pass Landlock by; where mounts are read-only there are none."""
+    refused = [_O_ACCESS_MASK, _O_ACCESS_MASK | _O_TRUNC]
+    fate: Dict[str, _Decision] = {"openat2": _ENOSYS}  # its flags are in memory, where a filter cannot look
+    if not traits.truncation:
+        refused.append(_O_TRUNC)  # with O_RDONLY: it empties what may be read
+        fate["truncate"] = _EPERM
+    for name, argument in (("open", 1), ("openat", 2)):
+        fate[name] = _Test(argument, tuple(refused), _EPERM, ALLOW, _O_ACCESS_MASK | _O_TRUNC)
+    return fate
 
 
 def _sockets(traits: Traits) -> Dict[str, _Decision]:
@@ -165,9 +192,8 @@ class _Instruction(NamedTuple):
     value: int
 
 
-@functools.lru_cache(maxsize=8)
 def program(machine: str, traits: Traits, pid: int) -> Tuple[Tuple[int, int, int, int], ...]:
-    """The filter: instructions as (code, jump if true, jump if false, value). Made once, for a zygote's forks.
+    """The filter: instructions as (code, jump if true, jump if false, value).
 
     Args:
         machine: One of `isohub.sandbox.syscalls.MACHINES`.
@@ -219,16 +245,22 @@ def _leaf(decision: _Decision) -> List[_Instruction]:
     return [*code, *matching, *others]
 
 
+@functools.lru_cache(maxsize=8)
+def prepare(machine: str, traits: Traits, pid: int = 0) -> bytes:
+    """The filter as the kernel takes it: instructions of eight bytes. Made once, for a zygote's forks."""
+    return b"".join(struct.pack("HBBI", *instruction) for instruction in program(machine, traits, pid))
+
+
 def install(machine: str, traits: Traits, pid: int) -> None:
     """Put the filter on this thread and all that it starts.
 
     Raises:
         OSError: The kernel refused.
     """
-    instructions = program(machine, traits, pid)
-    code = b"".join(struct.pack("HBBI", *instruction) for instruction in instructions)
+    # Where signals are kept within by others, the filter is the same for every process.
+    code = prepare(machine, traits, 0 if traits.private or traits.scoped else pid)
     buffer = ctypes.create_string_buffer(code, len(code))
     # struct sock_fprog: a length, and after padding a pointer.
-    header = struct.pack("HxxxxxxQ", len(instructions), ctypes.addressof(buffer))
+    header = struct.pack("HxxxxxxQ", len(code) // 8, ctypes.addressof(buffer))
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
     system_call("seccomp", _SECCOMP[machine], _SET_MODE_FILTER, 0, ctypes.c_char_p(header))

@@ -93,7 +93,7 @@ _TABLES: Mapping[str, str] = {
         swapon 167 224, swapoff 168 225, acct 163 89, quotactl 179 60, quotactl_fd 443 443, syslog 103 116,
         settimeofday 164 170, clock_settime 227 112, adjtimex 159 171, clock_adjtime 305 266, sethostname 170 161,
         setdomainname 171 162, iopl 172 -, ioperm 173 -, modify_ldt 154 -, personality 135 92, fanotify_init 300 262,
-        fanotify_mark 301 263, name_to_handle_at 303 -, open_by_handle_at 304 -, lookup_dcookie 212 18,
+        fanotify_mark 301 263, name_to_handle_at 303 264, open_by_handle_at 304 265, lookup_dcookie 212 18,
         nfsservctl 180 42, vhangup 153 58, uselib 134 -, ustat 136 -, sysfs 139 -, _sysctl 156 -, setuid 105 146,
         setgid 106 144, setreuid 113 145, setregid 114 143, setresuid 117 147, setresgid 119 149, setfsuid 122 151,
         setfsgid 123 152, setgroups 116 159, capset 126 91, chown 92 -, lchown 94 -, fchown 93 55, fchownat 260 54,

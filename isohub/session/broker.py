@@ -5,7 +5,7 @@ Rules:
 1. Nobody's credentials go along: an address that a repo names must not fetch what only the user may see. A
    repository for a nested ``torch.hub.load`` is one that was told to somebody without credentials.
 2. A file is asked for where the policy names its host, at every redirect, and at addresses that a public host has;
-   what is in the store already is given out on the same terms. See `isohub.session.network`. Where the caller's
+   what is in the store already is given out on the same terms. See `isohub.network.border`. Where the caller's
    environment names a proxy (HTTPS_PROXY), names are checked all the same and addresses are the proxy's to judge.
 3. A file is kept under (repo, URL). A confined worker may read its repo's directory of weights, and is told the path
    and which file that is, so that it gets no descriptor by which a file of the store could be changed. Others get
@@ -31,6 +31,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isohub.errors import IntegrityError, IsohubError, LockMismatchError, SourceUnavailableError, printable
+from isohub.network.border import NetworkBorder
+from isohub.network.errand import Errand
 from isohub.repos.cancellation import Cancellation
 from isohub.repos.connections import as_asked
 from isohub.repos.credentials import Credentials
@@ -39,8 +41,6 @@ from isohub.repos.store import Store
 from isohub.repos.weights import Weights
 from isohub.repos.weights_url import parse_weights_url
 from isohub.sandbox.hosts import WEIGHT_HOSTS, HostPolicy
-from isohub.session.errand import Errand
-from isohub.session.network import NetworkBorder
 
 if TYPE_CHECKING:
     from isohub.repos.lockfile import Lockfile

@@ -75,7 +75,8 @@ def worker_request(placement: Placement) -> dict[str, Any]:
             "checkout": str(placement.checkout),
             "read": [*_present("read", policy.read), *map(str, placement.granted)],
             "write": _present("write", policy.write),
-            "memory": memory_limit_bytes(policy),
+            # CUDA maps more private memory than it uses: there the watchdog alone counts.
+            "memory": None if policy.gpu else memory_limit_bytes(policy),
             "cpu_time_s": policy.cpu_time_s,
             "processes": policy.processes,
             "open_files": policy.open_files,

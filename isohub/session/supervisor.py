@@ -45,13 +45,13 @@ from isohub.errors import (
     WorkerTimeoutError,
     printable,
 )
+from isohub.network.proxy import AllowListProxy
 from isohub.repos.http_errors import shown
 from isohub.sandbox.confine import UNCONFINED
 from isohub.sandbox.policy import Confinement
 from isohub.session.background import Background, Budget, Output
 from isohub.session.broker import Broker, Given
 from isohub.session.options import Interruption
-from isohub.session.proxy import AllowListProxy
 from isohub.session.replies import Answer, Fault, Ready, Reply, Want, read_reply, read_status
 from isohub.session.request import Placement
 from isohub.session.watchdog import Excess, Watchdog

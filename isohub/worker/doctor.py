@@ -17,6 +17,7 @@ from typing import Any, Callable, Dict, List, NoReturn, Tuple
 
 from isohub.sandbox import namespaces
 from isohub.sandbox.confine import Machine, confine
+from isohub.sandbox.kernel import ARCHITECTURES
 
 __all__ = ["TRIALS", "examine"]
 
@@ -81,7 +82,8 @@ def examine(directory: str) -> NoReturn:
     place = os.path.join(directory, "root")
     os.mkdir(place, 0o700)
     first = Machine.look(_PACKAGE, None)
-    reason = namespaces.fault(place, first.name) if first.seccomp else "no system call numbers for this machine"
+    known = first.name in ARCHITECTURES
+    reason = namespaces.fault(place, first.name) if known else "no system call numbers for this machine"
     machine = first._replace(namespaces=reason)
     found: Dict[str, Any] = {
         "machine": machine.name,

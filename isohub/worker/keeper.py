@@ -31,7 +31,7 @@ from typing import List, NoReturn, Optional, Tuple
 
 from isohub.sandbox import namespaces
 from isohub.sandbox.confine import close_all_but, die_with_parent, remove_tree
-from isohub.sandbox.kernel import ARCHITECTURES, architecture, system_call
+from isohub.sandbox.kernel import ARCHITECTURES, architecture, keep_capabilities, system_call
 
 __all__ = ["Inits", "surround"]
 
@@ -87,6 +87,7 @@ def _keep(arguments: List[str], control: int) -> NoReturn:
             ours.close()
             os.set_inheritable(control, True)
             theirs.set_inheritable(True)
+            keep_capabilities()  # by which it makes namespaces for workers
             os.execv(sys.executable, [sys.executable, *arguments, str(theirs.fileno())])  # noqa: S606
         theirs.close()
         close_all_but([ours.fileno()])

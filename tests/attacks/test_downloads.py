@@ -171,7 +171,7 @@ def test_c14_a_wish_goes_to_the_hosts_that_the_policy_names_and_to_no_other(liar
             url.replace("127.0.0.1", "localhost"),
             "http://169.254.169.254/latest/meta-data/",
         ]
-        with caplog.at_level("INFO", logger="isohub.session.network"):
+        with caplog.at_level("INFO", logger="isohub.network"):
             answers = b"".join(frame(wish(address)) for address in [*addresses, url])
             assert liar.answer(answers + frame(value(["l", 1]))) == [1]
         assert other.count() == 0

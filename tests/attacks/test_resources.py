@@ -1,4 +1,4 @@
-"""C90 and C91: what a worker uses has limits, each of which ends in an error of its own; and what it shows is text."""
+"""C28 and C29: what a worker uses has limits, each of which ends in an error of its own; and what it shows is text."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ def allocate(module, mebibytes):
     return len(bytearray(mebibytes << 20))
 
 
-def test_c90_memory_of_one_process(within):
+def test_c28_memory_of_one_process(within):
     with pytest.raises(MemoryError) as caught:
         within(allocate, 900, memory="512 MiB")
     assert "Sandbox(memory=...)" in caught.value.hint
     assert within(allocate, 300, memory="512 MiB") == 300 * MIB
 
 
-def test_c90_memory_of_torch(within):
+def test_c28_memory_of_torch(within):
     with pytest.raises(RuntimeError, match="can't allocate memory") as caught:
         within(lambda module: torch.ones(1 << 28).sum().item(), memory="512 MiB")
     assert "Sandbox(memory=...)" in caught.value.hint
     assert within(lambda module: torch.ones(1 << 26).sum().item(), memory="512 MiB") == 1 << 26
 
 
-def test_c90_memory_of_several_processes(within):
+def test_c28_memory_of_several_processes(within):
     def spread(module, count):
         for _ in range(count):
             if os.fork() == 0:
@@ -70,7 +70,7 @@ def test_c90_memory_of_several_processes(within):
     assert within(spread, 1, memory="512 MiB") == 1
 
 
-def test_c90_memory_that_no_process_maps(within):
+def test_c28_memory_that_no_process_maps(within):
     def fill(module, count):
         kept = [os.memfd_create("filled") for _ in range(count)]
         for descriptor in kept:
@@ -83,7 +83,7 @@ def test_c90_memory_that_no_process_maps(within):
     assert within(fill, 4, memory="512 MiB") == 4
 
 
-def test_c90_processor_time(within):
+def test_c28_processor_time(within):
     def spin(module, seconds):
         end = time.process_time() + seconds
         while time.process_time() < end:
@@ -96,7 +96,7 @@ def test_c90_processor_time(within):
     assert within(spin, 0.2, cpu_time_s=1)
 
 
-def test_c90_processor_time_of_processes_that_take_turns(within):
+def test_c28_processor_time_of_processes_that_take_turns(within):
     def relay(module, seconds):
         end = time.monotonic() + 30
         while time.monotonic() < end and seconds > 0:
@@ -115,7 +115,7 @@ def test_c90_processor_time_of_processes_that_take_turns(within):
     assert within(relay, 0.3, cpu_time_s=2)
 
 
-def test_c90_a_fork_bomb(within, own):
+def test_c28_a_fork_bomb(within, own):
     def bomb(module):
         made = 0
         while True:
@@ -144,7 +144,7 @@ def test_c90_a_fork_bomb(within, own):
     assert len(pids) < 402
 
 
-def test_c90_a_bomb_that_never_stops_ends_with_its_worker(own, hub):
+def test_c28_a_bomb_that_never_stops_ends_with_its_worker(own, hub):
     def bomb(module):
         with contextlib.suppress(OSError):
             for _ in range(50):
@@ -166,15 +166,16 @@ def test_c90_a_bomb_that_never_stops_ends_with_its_worker(own, hub):
     ("limit", "value", "kind"),
     [("disk", "8 MiB", OSError), ("file_size", "8 MiB", OSError), ("open_files", 100, OSError)],
 )
-def test_c90_files(within, limit, value, kind):
+def test_c28_files(within, limit, value, kind):
     def use(module, mebibytes, count):
-        kept = [os.open("/dev/null", os.O_RDONLY) for _ in range(count)]
-        with open("large", "wb") as file:
-            for _ in range(mebibytes):
-                file.write(bytes(1 << 20))
-        with contextlib.suppress(OSError):
-            os.unlink("large")
-        return len(kept)
+        with contextlib.ExitStack() as kept:
+            for _ in range(count):
+                kept.enter_context(open("/dev/null"))
+            with open("large", "wb") as file:
+                for _ in range(mebibytes):
+                    file.write(bytes(1 << 20))
+        os.unlink("large")
+        return count
 
     many = 200 if limit == "open_files" else 0
     with pytest.raises(kind) as caught:
@@ -183,7 +184,7 @@ def test_c90_files(within, limit, value, kind):
     assert within(use, 4, many // 4, **{limit: value}) == many // 4
 
 
-def test_c90_output(within):
+def test_c28_output(within):
     def print_much(module, mebibytes):
         for _ in range(mebibytes << 10):
             print("x" * 1023)
@@ -195,20 +196,20 @@ def test_c90_output(within):
     assert within(print_much, 2, output="4 MiB")
 
 
-def test_c90_time_of_a_call(own, hub):
+def test_c28_time_of_a_call(own, hub):
     with own.load(hub("sleeps_in_call"), "model", timeout_s=20) as handle, pytest.raises(errors.WorkerTimeoutError):
         handle._isohub.link.timeout_s = 0.3
         handle(torch.ones(1))
 
 
-def test_c90_the_session_goes_on_after_any_limit(own, hub, within):
+def test_c28_the_session_goes_on_after_any_limit(own, hub, within):
     with own.load(hub("good"), "mlp") as kept:
         with pytest.raises(errors.WorkerLimitError):
             within(lambda module: [print("x" * 1023) for _ in range(1 << 14)], output="1 MiB")
         assert kept(torch.ones(1, 4)).shape == (1, 2)
 
 
-def test_c91_a_notebook_is_given_no_page_of_a_worker_s(own, hub):
+def test_c29_a_notebook_is_given_no_page_of_a_worker_s(own, hub):
     def with_pages(module):
         class Pages:
             def _repr_html_(self):

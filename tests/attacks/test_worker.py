@@ -64,7 +64,10 @@ def test_c6_nor_does_anything_around_it(secretive, inside):
     pids = [family.pid, *(process.pid for process in family.children(recursive=True))]
     assert inside.stats().pid in pids
     for pid in pids:
-        assert b"secret" not in Path(f"/proc/{pid}/environ").read_bytes()
+        try:
+            assert b"secret" not in Path(f"/proc/{pid}/environ").read_bytes()
+        except PermissionError:  # of what cannot be dumped: root alone may look
+            assert os.geteuid() != 0
     assert b"secret" in b"\0".join(f"{k}={v}".encode() for k, v in os.environ.items())  # the control
 
 

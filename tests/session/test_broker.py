@@ -591,7 +591,7 @@ def port_of(server):
 
 def test_a_host_that_the_policy_names_is_asked_and_no_other(broker, server, caplog):
     url = server.add("/w.bin", b"bytes")
-    with caplog.at_level("INFO", logger="isohub.session.network"):
+    with caplog.at_level("INFO", logger="isohub.network"):
         for policy in ((), ("127.0.0.1",), ("127.0.0.2",), (f"127.0.0.1:{port_of(server) - 1}",), ("a.example",)):
             error = bring(broker(*policy), url)
             assert (error["kind"], error["status"]) == ("network", None)
@@ -675,7 +675,7 @@ def test_of_several_addresses_those_that_are_allowed_are_tried(broker, server, m
     resolver(monkeypatch, weights_example=["10.255.255.1", "::1", "127.0.0.3", "127.0.0.1"])
     server.add("/w.bin", b"bytes")
     name, port = f"weights.example:{port_of(server)}", port_of(server)
-    with caplog.at_level("INFO", logger="isohub.session.network"):
+    with caplog.at_level("INFO", logger="isohub.network"):
         assert bring(broker(name, f"127.0.0.3:{port}", server.host), f"http://{name}/w.bin") == b"bytes"
     assert f"{name} is at 127.0.0.3, 127.0.0.1" in caplog.text  # the first of them refuses the connection
     assert "a private address" in bring(broker(name), f"http://{name}/x.bin")["message"]
@@ -778,7 +778,7 @@ def test_behind_a_proxy_names_are_checked_and_addresses_are_the_proxy_s(broker, 
 
 
 def test_what_is_logged_cannot_move_a_cursor(broker, caplog):
-    with caplog.at_level("INFO", logger="isohub.session.network"):
+    with caplog.at_level("INFO", logger="isohub.network"):
         for address in ("http://a\x1b[2J.example/", "http://a\u202e.example/", "http://\u200b/"):
             assert isinstance(bring(broker("a.example"), address), dict)
     assert all(record.getMessage().isprintable() for record in caplog.records)

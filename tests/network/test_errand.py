@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from isohub.session.errand import Errand
+from isohub.network.errand import Errand
 from tests.conftest import eventually, open_descriptors
 
 

@@ -24,15 +24,15 @@ from urllib.parse import unquote, urlsplit
 
 from requests.utils import get_environ_proxies, select_proxy
 
+from isohub.network.border import NetworkBorder, look_up
+from isohub.network.errand import Errand
+from isohub.network.heads import Bad, Request, head_end, parse_answer
+from isohub.network.relay import ProxyLimits, Waiter
 from isohub.sandbox.hosts import Refused, Target
-from isohub.session.errand import Errand
-from isohub.session.heads import Bad, Request, head_end, parse_answer
-from isohub.session.network import NetworkBorder, look_up
-from isohub.session.relay import ProxyLimits, Waiter
 
 __all__ = ["Dialer", "Outer", "StopError"]
 
-_log = logging.getLogger("isohub.session.network")
+_log = logging.getLogger("isohub.network")
 
 
 class StopError(Exception):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from isohub.errors import SourceUnavailableError
+from isohub.network.border import NetworkBorder, look_up
 from isohub.sandbox.hosts import HostPolicy, Refused, Target
-from isohub.session.network import NetworkBorder, look_up
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_the_repo_s_own_server_has_whatever_address():
 
 def test_a_border_decides_again_when_it_is_to_connect(monkeypatch):
     asked = []
-    monkeypatch.setattr("isohub.session.network.look_up", lambda target: asked.append(target) or ("8.8.8.8",))
+    monkeypatch.setattr("isohub.network.border.look_up", lambda target: asked.append(target) or ("8.8.8.8",))
     border = NetworkBorder(HostPolicy(("a.example",)), who="them")
     assert border.addresses("https", "a.example", 443) == ("8.8.8.8",)
     for host, port in (("b.example", 443), ("a.example", 444), ("a.example.", 443), ("a.example@b.example", 443)):

@@ -6,7 +6,7 @@ Rules:
 2. A name is resolved once. What is decided on is what is connected to, in the order that the resolver gave.
 3. The server that the repo itself came from is allowed besides, whatever its address: the caller has named it. It is
    that scheme, host and port, and no other.
-4. Every decision is in the log `isohub.session.network`: INFO for allowed, WARNING for refused.
+4. Every decision is in the log `isohub.network`: INFO for allowed, WARNING for refused.
 
 Side: caller. Trust: URLs and targets are the worker's and, by redirects, the network's; so are addresses.
 Source: RFC 3986, 3.2 (what the host of a URL is); getaddrinfo(3).
@@ -25,7 +25,7 @@ from isohub.sandbox.hosts import Allowed, HostPolicy, Refused, Target, parse_tar
 
 __all__ = ["NetworkBorder", "look_up"]
 
-_log = logging.getLogger("isohub.session.network")
+_log = logging.getLogger("isohub.network")
 # Anything but visible ASCII is what URL parsers disagree about.
 _URL = re.compile(r"(https?)://([^/?#]*)(?:[/?#][!-~]*)?", re.IGNORECASE)
 _PORTS = {"http": 80, "https": 443}

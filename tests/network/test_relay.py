@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from isohub.session.relay import ClosedError, Flow, Meter, ShortError, SpentError, Waiter, relay
+from isohub.network.relay import ClosedError, Flow, Meter, ShortError, SpentError, Waiter, relay
 
 
 @pytest.fixture

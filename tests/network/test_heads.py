@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from isohub.network.heads import Answer, Bad, Request, head_end, parse_answer, parse_request, write_refusal
 from isohub.sandbox.hosts import Target
-from isohub.session.heads import Answer, Bad, Request, head_end, parse_answer, parse_request, write_refusal
 
 
 def request(line: str, *fields: str) -> Request | Bad:

@@ -9,7 +9,7 @@ Rules:
    to servers are made in the caller's own.
 2. One request a connection. What comes after it is not read, and no second target can be named.
 3. The name that the policy allowed is the name that is resolved, once; the addresses that the policy allowed are
-   those that are dialled. See `isohub.session.network`, whose log has each decision, and at the end the bytes.
+   those that are dialled. See `isohub.network.border`, whose log has each decision, and at the end the bytes.
 4. Whatever a peer does, a connection ends: its head has a time, silence has a time, bytes have a number. So many
    connections are served at once; others wait in the kernel's queue, which is bounded too.
 5. `close` ends all of it at once. No thread stays but one that waits for a resolver: nothing can end that, it touches
@@ -41,15 +41,15 @@ import threading
 import time
 
 from isohub.errors import printable
+from isohub.network.border import NetworkBorder
+from isohub.network.dialer import Dialer
+from isohub.network.exchange import Exchange
+from isohub.network.relay import ClosedError, Meter, ProxyLimits, Waiter
 from isohub.sandbox.hosts import HostPolicy
-from isohub.session.dialer import Dialer
-from isohub.session.exchange import Exchange
-from isohub.session.network import NetworkBorder
-from isohub.session.relay import ClosedError, Meter, ProxyLimits, Waiter
 
 __all__ = ["AllowListProxy", "ProxyLimits"]
 
-_log = logging.getLogger("isohub.session.network")
+_log = logging.getLogger("isohub.network")
 # What accept(2) may say that passes, or was meant for the connection that it did not give.
 _PASSING = frozenset(
     {

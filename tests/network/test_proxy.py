@@ -19,9 +19,9 @@ import requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from isohub.network.proxy import AllowListProxy
+from isohub.network.relay import ProxyLimits
 from isohub.sandbox.hosts import HostPolicy
-from isohub.session.proxy import AllowListProxy
-from isohub.session.relay import ProxyLimits
 from tests.conftest import eventually, open_descriptors
 from tests.servers.files import Fault, FileServer
 from tests.servers.proxy import ProxyServer
@@ -136,7 +136,7 @@ def read_head(connection) -> bytes:
 
 def test_requests_go_where_the_policy_leads_and_nowhere_else(proxy, server, caplog):
     url = server.add("/w.bin", b"bytes" * 1000)
-    with caplog.at_level("INFO", logger="isohub.session.network"):
+    with caplog.at_level("INFO", logger="isohub.network"):
         made = proxy(server.host)
         found = get(made, f"{url}?q=1")
         assert (found.status_code, found.content) == (200, b"bytes" * 1000)
@@ -256,7 +256,7 @@ def test_the_address_that_was_checked_is_the_one_that_is_dialled(proxy, server, 
 def test_what_reads_in_two_ways_reaches_nobody(proxy, request_, caplog):
     seen = []
     with raw_server(lambda connection: seen.append(read_head(connection))) as host:
-        with caplog.at_level("WARNING", logger="isohub.session.network"):
+        with caplog.at_level("WARNING", logger="isohub.network"):
             said = say(proxy(host), request_.replace(b"{host}", host.encode()))
         assert said.split(b" ")[1] in (b"400", b"411")
         assert seen == []
@@ -460,7 +460,7 @@ def test_bytes_have_a_number(proxy, limits, sends, brings, caplog):
         return 0
 
     with raw_server(serve) as host:
-        with caplog.at_level("INFO", logger="isohub.session.network"):
+        with caplog.at_level("INFO", logger="isohub.network"):
             made = proxy(host, **limits)
             assert exchange(made) < brings or brings == 10
             assert max(made.sent_bytes, made.received_bytes, *got) <= 100_000
@@ -686,7 +686,7 @@ def test_whatever_a_peer_says_is_answered_or_ended(data):
 
 
 def test_nothing_that_a_peer_says_moves_a_cursor(proxy, caplog):
-    with caplog.at_level("DEBUG", logger="isohub.session.network"):
+    with caplog.at_level("DEBUG", logger="isohub.network"):
         made = proxy("a.example")
         for text in (
             b"GET http://a\x1b[2J/ HTTP/1.1\r\n\r\n",

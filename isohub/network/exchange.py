@@ -3,7 +3,7 @@
 Rules:
 
 1. One request. Bytes after it are refused if they came with it, and not read if they come later.
-2. What goes on is written anew (`isohub.session.heads`); bodies and tunnels are bytes, and are counted.
+2. What goes on is written anew (`isohub.network.heads`); bodies and tunnels are bytes, and are counted.
 3. A refusal of ours is an answer with its reason in plain text. Once a server's answer has begun, the connection is cut
    instead.
 
@@ -21,14 +21,14 @@ import socket
 import time
 
 from isohub.errors import printable
+from isohub.network.dialer import Dialer, Outer, StopError
+from isohub.network.heads import Answer, Bad, Request, head_end, parse_answer, parse_request, write_refusal
+from isohub.network.relay import ClosedError, Flow, Meter, ShortError, SpentError, relay
 from isohub.sandbox.hosts import Refused
-from isohub.session.dialer import Dialer, Outer, StopError
-from isohub.session.heads import Answer, Bad, Request, head_end, parse_answer, parse_request, write_refusal
-from isohub.session.relay import ClosedError, Flow, Meter, ShortError, SpentError, relay
 
 __all__ = ["Exchange"]
 
-_log = logging.getLogger("isohub.session.network")
+_log = logging.getLogger("isohub.network")
 # For an answer of ours, and for a peer to take it before its connection ends.
 _FAREWELL_S = 1.0
 # Of what a peer still sends then; closing over unread bytes is a reset, which would take our answer along.
