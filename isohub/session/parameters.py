@@ -185,7 +185,7 @@ def _pass_on(parameter: Any) -> None:
 
 
 def _refusal(changed: _Copy) -> str:
-    name, worker_name = changed.__dict__["_isohub_source"][1], _remote(changed).link.worker.name
+    name, worker_name = changed.__dict__["_isohub_source"][1], _remote(changed).worker.name
     return (
         f"{name!r} is a copy of what the worker of {worker_name} has: changing it in place changes nothing there\n"
         "hint: h.run(fn, ...) changes the live parameters or steps an optimiser there; h.load_state_dict() sets them; "
