@@ -31,7 +31,7 @@ from isohub.repos.naming import near_names
 from isohub.session.arguments import pickled, place_of
 from isohub.session.ending import fork_hint, refused
 from isohub.session.endings import prompt_end
-from isohub.session.gradients import Recording, recording_for
+from isohub.session.gradients import recording_for
 from isohub.session.modes import carried
 from isohub.session.options import Interruption, current_interruption, resumed, timeout_of
 from isohub.session.supervisor import Faulted, Question, Worker
@@ -214,7 +214,7 @@ class Link:
         try:
             answer = self.worker.ask(
                 question,
-                lambda cargo, value: self._encode(cargo, value, question, recording),
+                lambda cargo, value: self._encode(cargo, value, question),
                 lambda claimed: self._handle(claimed, next(references)),
             )
         except Faulted as faulted:
@@ -301,13 +301,13 @@ class Link:
             **fields,
         )
 
-    def _encode(self, cargo: Cargo, value: Any, question: Question, recording: Recording | None) -> list[Any]:
+    def _encode(self, cargo: Cargo, value: Any, question: Question) -> list[Any]:
         """An argument outside of the closed set: a handle of this worker's, else by cloudpickle."""
         try:
             number = self._number_of(value)
             if number is not None:
                 return ["r", number]
-            hidden = None if recording is None else recording.hidden
+            hidden = None if question.recording is None else question.recording.hidden
             return ["p", cargo.add_bytes(pickled(value, self._number_of, hidden))]
         except ValueNotTransferableError as error:
             place = place_of(value, question.op, question.args)

@@ -64,23 +64,10 @@ _PARAMETER_WORDS = {
     "requires_grad": "requires_grad of",
     "register": "the parameter",
 }
-_IN_PLACE = frozenset(
-    [
-        "iadd",
-        "isub",
-        "imul",
-        "itruediv",
-        "ifloordiv",
-        "imod",
-        "ipow",
-        "imatmul",
-        "ilshift",
-        "irshift",
-        "iand_",
-        "ior_",
-        "ixor",
-    ]
-)
+_IN_PLACE = frozenset({
+    "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "ilshift", "irshift", "iand_", "ior_",
+    "ixor",
+})  # fmt: skip
 # One who converts to and fro for ever must not fill memory; beyond this they are named as lost.
 _MOST_REPLAYED = 200
 _MOST_NAMED = 8

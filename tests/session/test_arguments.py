@@ -227,3 +227,23 @@ def test_places():
 
 def test_pickles_of_no_handle_need_no_link():
     assert pickled(ValueError("x"))
+
+
+def test_tensors_that_require_a_gradient_are_told_once():
+    wanted, other = torch.ones(2, requires_grad=True), torch.ones(2)
+    found = []
+    pickled([wanted, {"again": wanted}, lambda: wanted, other], lambda value: None, found)
+    assert [each is wanted for each in found] == [True]
+    found.clear()
+    with pytest.raises(ValueNotTransferableError):
+        pickled([wanted, threading.Lock()], None, found)
+    assert found == []
+
+
+def test_tensors_of_own_modules_that_go_are_told(helpers):
+    helpers.WANTED = torch.ones(2, requires_grad=True)
+    helpers.UNUSED = torch.ones(2, requires_grad=True)
+    exec("def use():\n    return itself.WANTED", vars(helpers))
+    found = []
+    pickled(helpers.use, None, found)
+    assert [each is helpers.WANTED for each in found] == [True]

@@ -20,6 +20,12 @@ def streams(session, hub):
 
 
 @pytest.fixture
+def mlp(session, hub):
+    with session.load(hub("good"), "mlp") as handle:
+        yield handle
+
+
+@pytest.fixture
 def own(hub):
     """A worker that a test may lose."""
     import isohub
@@ -71,6 +77,16 @@ def test_what_a_block_submits_has_its_deadline_and_modes(streams):
         future = streams._isohub.link.submit(torch.is_inference_mode_enabled)
     assert future.result(30) is True
     assert streams._isohub.link.submit(torch.is_grad_enabled).result(30) is True
+
+
+def test_autocast_and_gradient_modes_go_with_what_is_awaited_and_mapped(mlp):
+    async def call():
+        with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+            return await mlp.call_async(torch.ones(2, 4))
+
+    out = asyncio.run(call())
+    assert (out.dtype, out.requires_grad) == (torch.bfloat16, False)
+    assert all(item.requires_grad for item in mlp.map([torch.ones(2, 4)] * 3))
 
 
 @pytest.mark.parametrize("wrong", [0, -1, float("nan")])
