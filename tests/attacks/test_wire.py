@@ -1010,8 +1010,8 @@ def test_any_frames_give_a_value_or_an_error_and_nothing_is_left(frames):
         except errors.IsohubError:
             pass
     del liar
-    gc.collect()
-    assert eventually(lambda: open_descriptors() <= before)
+    # Its own thread may hold it a little longer than this one.
+    assert eventually(lambda: gc.collect() >= 0 and open_descriptors() <= before)
 
 
 def test_the_reader_survives_many_mutations_of_one_answer():
