@@ -54,6 +54,7 @@ class Recording:
         self.outputs: list[torch.Tensor] = []
         # Outputs may outlive handles and session; they must keep neither alive.
         self._link = weakref.ref(link)
+        self._worker = weakref.ref(link.worker)  # a link's may be another one later
         self._name = link.worker.name
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
@@ -128,11 +129,13 @@ class Recording:
             A tensor or None for each of `wanted`. Trust: worker; not checked yet.
         """
         link = self._link()
-        if link is None or not link.worker.alive:
+        if link is None or link.worker is not self._worker() or not link.worker.alive:
             raise SessionClosedError(
                 f"a backward pass through a model of {self._name} needs its worker, which is gone",
                 hint="keep the handle until the backward pass is done",
             )
+        if accumulate and link.recovery is not None:
+            link.recovery.note("the gradients that a backward pass brought")
         answer = link.ask(
             "backward",
             self.number,
@@ -152,7 +155,8 @@ class Recording:
         """Kill the worker for gradients that fit no input; returns the error to raise."""
         link = self._link()
         told = "gradients of a wrong form"
-        return ProtocolError(told) if link is None else link.worker.refuse(told, "running the backward pass")
+        worker = None if link is None else self._worker()
+        return ProtocolError(told) if worker is None else worker.refuse(told, "running the backward pass")
 
     @property
     def name(self) -> str:

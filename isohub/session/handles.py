@@ -10,16 +10,21 @@ Side: caller.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from isohub.errors import IsohubError, ProtocolError, printable
+from isohub.errors import ProtocolError
+from isohub.session.descriptions import Described, Signed
 from isohub.session.link import Remote, Stats, refuse_pickle
+from isohub.session.objects import Container, RemoteObject, is_a_protocol, names_of, object_handle, shown
+from isohub.session.options import awaited, options, pipelined
 from isohub.session.parameters import parameters_of, register_parameter, remote_parameter
 from isohub.session.surface import Surface
 
@@ -40,11 +45,13 @@ class RemoteModule(Surface):
     """
 
     _isohub: Remote
+    __signature__ = Described("signature", None)
 
     def __init__(self, remote: Remote) -> None:
         super().__init__()
         self.__dict__["_isohub"] = remote
 
+    @Signed
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the remote module, its own hooks included."""
         return self._isohub.call("", args, kwargs)
@@ -64,7 +71,7 @@ class RemoteModule(Surface):
     @property
     def confinement(self) -> Confinement:
         """The layers of confinement that were asked for, that the worker has, and that it has not."""
-        return self._isohub.link.worker.confinement
+        return self._isohub.worker.confinement
 
     def stats(self) -> Stats:
         """The worker's memory in bytes (rss, pss, uss), processor time in seconds, threads and start time."""
@@ -89,6 +96,29 @@ class RemoteModule(Surface):
     def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
         """Call the module in the background; calls that were submitted earlier come first."""
         return self._isohub.link.submit(lambda: self(*args, **kwargs))
+
+    def map(self, *iterables: Iterable[Any], ahead: int = 2) -> Iterator[Any]:
+        """Results of calling the module with each item, in order; the next calls are made while one is looked at.
+
+        Args:
+            *iterables: As for Python's own ``map``: a call takes one item of each. They may be endless.
+            ahead: How many calls may be made beyond the one whose result is given.
+        """
+        return pipelined(self._isohub.link, self, iterables, ahead)
+
+    async def call_async(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module without holding up the event loop.
+
+        Cancelling it interrupts the call in the worker, as Ctrl-C does; the worker stays.
+        """
+        return await awaited(self._isohub.link, lambda: self(*args, **kwargs))
+
+    def options(self, *, timeout_s: float | None) -> AbstractContextManager[None]:
+        """A block in which each question to this worker may take so many seconds; None is for no limit.
+
+        It holds for this thread or task, for all handles to the worker, and for what the block submits.
+        """
+        return options(self._isohub.link, timeout_s)
 
     def torchscript(self, example_inputs: Any = None, **kwargs: Any) -> Any:
         """The module as TorchScript, made in the worker and opened here.
@@ -146,6 +176,12 @@ class RemoteModule(Surface):
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    async def __aenter__(self) -> RemoteModule:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await asyncio.to_thread(self.close)
 
     # State.
 
@@ -363,7 +399,7 @@ class RemoteModule(Surface):
     def _only_on_what_was_loaded(self) -> None:
         if not self._isohub.loaded:
             raise NotImplementedError(
-                f"a hook on a submodule of {self._isohub.link.worker.name} would never run: its parent calls it there\n"
+                f"a hook on a submodule of {self._isohub.worker.name} would never run: its parent calls it there\n"
                 "hint: h.run(fn) can register one in the worker; hooks on the handle that was loaded run here"
             )
 
@@ -410,7 +446,7 @@ class RemoteModule(Surface):
             self._isohub.operate("setattr", "training", mode)
 
     def __getattr__(self, name: str) -> Any:
-        if _is_a_protocol(name):
+        if is_a_protocol(name):
             raise AttributeError(name)
         value = self._isohub.operate("getattr", name)
         if isinstance(value, torch.Tensor):
@@ -436,10 +472,10 @@ class RemoteModule(Surface):
 
     def __dir__(self) -> list[str]:
         local = [name for name in vars(RemoteModule) if not name.startswith("_")]
-        return sorted({*_names(self._isohub), *local})
+        return sorted({*names_of(self._isohub), *local})
 
     def __repr__(self) -> str:
-        return _shown(self._isohub, "repr")
+        return shown(self._isohub, "repr")
 
     def __deepcopy__(self, memo: object) -> NoReturn:
         refuse_pickle(self._isohub)
@@ -448,83 +484,14 @@ class RemoteModule(Surface):
         refuse_pickle(self._isohub)
 
 
-class _Container:
-    """What Python looks up on the class and not on the object: a remote container's items, length and truth."""
-
-    _isohub: Remote
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._isohub.operate("getitem", key)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self._isohub.operate("setitem", key, value)
-
-    def __delitem__(self, key: Any) -> None:
-        self._isohub.operate("delitem", key)
-
-    def __len__(self) -> int:
-        return _length(self._isohub)
-
-    def __contains__(self, item: Any) -> bool:
-        return bool(self._isohub.operate("contains", item))
-
-    def __iter__(self) -> Iterator[Any]:
-        return _iterate(self._isohub)
-
-    def __bool__(self) -> bool:
-        return bool(self._isohub.operate("bool"))
-
-
-class IndexableRemoteModule(_Container, RemoteModule):
+class IndexableRemoteModule(Container, RemoteModule):
     """A remote module that can be indexed: ``nn.Sequential``, ``ModuleList``, ``ModuleDict`` and their like."""
-
-
-class RemoteObject(_Container):
-    """An object that lives in a worker and is no module: a tokenizer, a decoder, a function, a generator.
-
-    Calls, attributes, items, iteration, ``len``, ``in``, ``dir`` and ``repr`` are the remote object's.
-    """
-
-    def __init__(self, remote: Remote) -> None:
-        object.__setattr__(self, "_isohub", remote)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the remote object."""
-        remote = self._isohub
-        return remote.ask("call", "", args, kwargs, phase=f"calling a {remote.class_name}", record=True)
-
-    def __getattr__(self, name: str) -> Any:
-        if _is_a_protocol(name):
-            raise AttributeError(name)
-        return self._isohub.operate("getattr", name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._isohub.operate("setattr", name, value)
-
-    def __delattr__(self, name: str) -> None:
-        self._isohub.operate("delattr", name)
-
-    def __dir__(self) -> list[str]:
-        return sorted(_names(self._isohub))
-
-    def __repr__(self) -> str:
-        remote = self._isohub
-        return f"<{remote.class_name} of {remote.link.worker.name}: {_shown(remote, 'summary')}>"
-
-    def __str__(self) -> str:
-        return printable(str(self._isohub.operate("str")))
-
-    def __deepcopy__(self, memo: object) -> NoReturn:
-        refuse_pickle(self._isohub)
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        refuse_pickle(self._isohub)
 
 
 def make_handle(remote: Remote, module: bool, indexable: bool) -> RemoteModule | RemoteObject:
     """The handle for what a worker sent."""
     if not module:
-        return RemoteObject(remote)
+        return object_handle(remote)
     return IndexableRemoteModule(remote) if indexable else RemoteModule(remote)
 
 
@@ -551,51 +518,8 @@ def _is_differentiable(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _length(remote: Remote) -> int:
-    length = remote.operate("len")
-    if type(length) is not int or length < 0:
-        raise remote.refuse("a length", "telling its length")
-    return length
-
-
-def _iterate(remote: Remote) -> Iterator[Any]:
-    iterator = remote.operate("iter")  # held here: its end would be the remote iterator's
-    if not isinstance(iterator, RemoteObject):
-        raise remote.refuse("an iterator", "starting an iteration")
-    while True:
-        answer = iterator._isohub.ask("next", phase="taking the next item", record=True)
-        if not (isinstance(answer, tuple) and len(answer) == 2):
-            raise remote.refuse("an item", "taking the next item")
-        if not answer[0]:
-            return
-        yield answer[1]
-
-
-def _shown(remote: Remote, operation: str) -> str:
-    """What a remote object says of itself; something in any case, since debuggers ask for it unasked."""
-    try:
-        return printable(str(remote.operate(operation)))
-    except IsohubError as error:
-        return f"({remote.class_name}; its repr failed: {error.message.splitlines()[0]})"
-
-
 def _joined(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix and name else prefix or name
-
-
-def _is_a_protocol(name: str) -> bool:
-    """Whether Python, torch or a notebook asks of its own accord, and never the remote object.
-
-    What a notebook is given by ``_repr_html_`` and the like it shows unescaped: a worker's page, with its scripts.
-    """
-    return (name.startswith("__") and name.endswith("__")) or name.startswith(("_repr_", "_ipython_"))
-
-
-def _names(remote: Remote) -> list[str]:
-    claimed = remote.operate("dir")
-    if not isinstance(claimed, list):
-        raise remote.refuse("names", "listing its attributes")
-    return [printable(name, newlines=False) for name in claimed if isinstance(name, str)]
 
 
 def _memory_limit() -> int:

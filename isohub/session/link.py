@@ -28,10 +28,12 @@ from isohub.errors import (
     printable,
 )
 from isohub.repos.naming import near_names
-from isohub.session.arguments import pickled
+from isohub.session.arguments import pickled, place_of
 from isohub.session.ending import fork_hint, refused
-from isohub.session.gradients import Recording, recording_for
-from isohub.session.modes import carried, resumed
+from isohub.session.endings import prompt_end
+from isohub.session.gradients import recording_for
+from isohub.session.modes import carried
+from isohub.session.options import Interruption, current_interruption, resumed, timeout_of
 from isohub.session.supervisor import Faulted, Question, Worker
 from isohub.wire.codec import TooLargeToEncode
 from isohub.wire.protocol import MAX_REFERENCES
@@ -63,6 +65,8 @@ _OPERATION_WORDS = {
     "bool": "telling its truth value",
     "contains": "looking for an item",
 }
+# Those that give no tensor, and those that only store one: no backward pass comes to them.
+_UNRECORDED_OPERATIONS = frozenset({*_OPERATION_WORDS, "int", "float", "reversed", "aiter"} - {"getattr", "getitem"})
 # What the kernel says of a limit or a wall of the sandbox, and which field of the policy moves it.
 _SANDBOX_HINTS = tuple(
     (re.compile(pattern), hint)
@@ -87,7 +91,7 @@ _SANDBOX_HINTS = tuple(
 _SEARCHED_CHARS = 10_000
 # Names that an error lists; a hubconf that has more gets the first.
 _MOST_SHOWN = 200
-_SORTS = frozenset({"module", "object", "function"})
+_SORTS = frozenset({"module", "object", "function", "iterator", "stream", "awaitable"})
 
 
 class Gate(Protocol):
@@ -196,7 +200,8 @@ class Link:
             args,
             phase,
             target=target,
-            timeout_s=self.timeout_s,
+            timeout_s=timeout_of(self, self.timeout_s),
+            interruption=current_interruption(),
             limit_bytes=self.limit_bytes if limit_bytes is None else limit_bytes,
             parcel=parcel,
             grad=torch.is_grad_enabled(),
@@ -209,7 +214,7 @@ class Link:
         try:
             answer = self.worker.ask(
                 question,
-                lambda cargo, value: self._encode(cargo, value, recording),
+                lambda cargo, value: self._encode(cargo, value, question),
                 lambda claimed: self._handle(claimed, next(references)),
             )
         except Faulted as faulted:
@@ -237,10 +242,10 @@ class Link:
                 hint=fork_hint(),
             )
 
-    def submit(self, work: Callable[[], Any]) -> Future[Any]:
-        """Do this in a thread of the link's own, after what was submitted before."""
+    def submit(self, work: Callable[[], Any], interruption: Interruption | None = None) -> Future[Any]:
+        """Do this in a thread of the link's own, after what was submitted before, under the modes of this one."""
         self._check_process()
-        work = resumed(work)
+        work = resumed(work, interruption)
         future: Future[Any] = Future()
 
         def run() -> None:
@@ -296,20 +301,34 @@ class Link:
             **fields,
         )
 
-    def _encode(self, cargo: Cargo, value: Any, recording: Recording | None = None) -> list[Any]:
+    def _encode(self, cargo: Cargo, value: Any, question: Question) -> list[Any]:
         """An argument outside of the closed set: a handle of this worker's, else by cloudpickle."""
+        try:
+            number = self._number_of(value)
+            if number is not None:
+                return ["r", number]
+            hidden = None if question.recording is None else question.recording.hidden
+            return ["p", cargo.add_bytes(pickled(value, self._number_of, hidden))]
+        except ValueNotTransferableError as error:
+            place = place_of(value, question.op, question.args)
+            if place is None:
+                raise
+            fields = {**error.fields, "phase": question.phase, "where": place}
+            raise ValueNotTransferableError(f"{place}: {error.message}", hint=error.hint, **fields) from error.__cause__
+
+    def _number_of(self, value: Any) -> int | None:
+        """The number of the object that a handle stands for; None for what is no handle."""
         remote = remote_of(value)
-        if remote is not None:
-            if remote.link.worker is not self.worker:
-                raise ValueNotTransferableError(
-                    f"a handle to an object of {remote.link.worker.name} was passed to {self.worker.name}; "
-                    "each lives in a process of its own",
-                    hint="pass its outputs or its state_dict() instead",
-                    where=type(value).__name__,
-                )
-            return ["r", remote.number]
-        hidden = None if recording is None else recording.hidden
-        return ["p", cargo.add_bytes(pickled(value, hidden))]
+        if remote is None:
+            return None
+        if remote.worker is not self.worker:
+            raise ValueNotTransferableError(
+                f"a handle to an object of {remote.worker.name} was passed to {self.worker.name}; "
+                "each lives in a process of its own",
+                hint="pass its outputs or its state_dict() instead",
+                where=type(value).__name__,
+            )
+        return remote.number
 
     def _handle(self, claimed: list[Any], count: int) -> Any:
         """The handle that a reference of the worker's stands for. Trust: worker."""
@@ -327,6 +346,7 @@ class Link:
             remote_of(known).received[0] += 1  # type: ignore[union-attr]
             return known
         remote = Remote(self, number, printable(class_name[:1000], newlines=False))
+        remote.sort = sort
         handle = self._make_handle(remote, sort == "module", indexable)
         remote.bind(handle)
         return handle
@@ -341,6 +361,8 @@ class Remote:
         self.number = number
         self.class_name = class_name
         self.path: tuple[Any, ...] | None = None  # its place in what an entrypoint gave; None for a part of that
+        self.sort = "object"
+        self.prompt = True  # whether an iterator may have something to do once it is given back
         self.loaded = False  # whether an entrypoint gave it, and not another handle
         self.received = [1]  # how often the worker sent it: it forgets the object when all are given back
         self._finalizer: weakref.finalize[Any, Any] | None = None
@@ -362,7 +384,7 @@ class Remote:
         worker, pool, number, received = self.worker, self.link.pool, self.number, self.received
         worker.handles[number] = handle
         # Called at any moment, in any thread: only hands over.
-        self._finalizer = weakref.finalize(handle, _let_go, pool, worker, number, received)
+        self._finalizer = weakref.finalize(handle, _let_go, pool, worker, number, received, prompt_end(self))
         self._finalizer.atexit = False
 
     def __reduce__(self) -> NoReturn:
@@ -373,7 +395,7 @@ class Remote:
         """Itself, if it may still be used."""
         if self._finalizer is None or not self._finalizer.alive:
             raise SessionClosedError(
-                f"this handle to {self.class_name} of {self.link.worker.name} was closed", hint="load it again"
+                f"this handle to {self.class_name} of {self.worker.name} was closed", hint="load it again"
             )
         if self.link.recovery is not None:
             self.link.recovery.ready(self)
@@ -403,12 +425,12 @@ class Remote:
         """One of Python's own operations: ``getattr``, ``len``, ``getitem`` ..."""
         words = _OPERATION_WORDS.get(operation, f"doing {operation}")
         name = f" {args[0]!r}" if args and isinstance(args[0], str) else ""
-        record = operation in ("getattr", "getitem")
+        record = operation not in _UNRECORDED_OPERATIONS
         return self.ask("operate", operation, args, phase=words + name, record=record)
 
     def refuse(self, what: str, phase: str) -> ProtocolError:
         """Kill the worker for an answer of a wrong form; returns the error to raise."""
-        return self.link.worker.refuse(f"{what} of a wrong form", phase)
+        return self.worker.refuse(f"{what} of a wrong form", phase)
 
     def stats(self) -> Stats:
         """See `RemoteModule.stats`."""
@@ -445,14 +467,10 @@ def remote_of(value: Any) -> Remote | None:
     return remote.ref if isinstance(remote, Remote) else None
 
 
-def _let_go(pool: Pool, worker: Worker, number: int, received: list[int]) -> None:
+def _let_go(pool: Pool, worker: Worker, number: int, received: list[int], end: Callable[[], None] | None) -> None:
     """A handle is gone. Runs in a finalizer: no lock may be taken here."""
-
-    def later() -> None:
-        worker.release(number, received[0])
-        pool.drop(worker)
-
-    pool.background.defer(later)
+    worker.release(number, received[0])  # before any later question
+    pool.background.defer(lambda: pool.drop(worker) if end is None else end())
 
 
 def _work(work: queue.SimpleQueue[Callable[[], None] | None]) -> None:
@@ -464,6 +482,6 @@ def _work(work: queue.SimpleQueue[Callable[[], None] | None]) -> None:
 def refuse_pickle(remote: Remote) -> NoReturn:
     """What every handle says to ``copy`` and ``pickle``."""
     raise TypeError(
-        f"a handle to {remote.class_name} of {remote.link.worker.name} cannot be copied or pickled: it stands for an "
+        f"a handle to {remote.class_name} of {remote.worker.name} cannot be copied or pickled: it stands for an "
         "object in another process\nhint: send its state_dict(), or call isohub.load() in the process that needs it"
     )

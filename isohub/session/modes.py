@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 
-__all__ = ["carried", "resumed"]
+__all__ = ["carried", "held"]
 
 #: Types of devices that autocast has a state of its own for, and that a worker can have.
 _DEVICE_TYPES = ("cpu", "cuda")
@@ -39,25 +40,21 @@ def carried() -> dict[str, Any]:
     return modes
 
 
-def resumed(work: Callable[[], Any]) -> Callable[[], Any]:
-    """The work, to be done in another thread under the gradient modes and autocast of this one."""
+def held() -> Callable[[], AbstractContextManager[None]]:
+    """The gradient modes and autocast of this thread, as a block for another one; it can be entered once or often."""
     grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     autocast = [(kind, torch.get_autocast_dtype(kind)) for kind in _DEVICE_TYPES if torch.is_autocast_enabled(kind)]
     cached = torch.is_autocast_cache_enabled()
-    if grad and not inference and not autocast:
-        return work
 
-    def there() -> Any:
+    @contextlib.contextmanager
+    def entered() -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            if inference:
-                stack.enter_context(torch.inference_mode())
-            else:
-                stack.enter_context(_grad(grad))
+            stack.enter_context(torch.inference_mode() if inference else _grad(grad))
             for kind, dtype in autocast:
                 stack.enter_context(torch.autocast(kind, dtype=dtype, cache_enabled=cached))
-            return work()
+            yield
 
-    return there
+    return entered
 
 
 @contextlib.contextmanager

@@ -134,8 +134,10 @@ def parameters_of(handle: Any, rows: Iterable[tuple[str, torch.Tensor, bool]]) -
     """Copies for what a worker listed; one that is listed under two names is one copy."""
     known: dict[tuple[Any, ...], RemoteParameter] = {}
     for name, value, requires_grad in rows:
-        place = value.data_ptr(), value.dtype, tuple(value.shape), value.stride()
-        parameter = known.get(place) if value.numel() else None
+        # Sparse ones have no one place, meta ones none at all.
+        placed = value.layout is torch.strided and not value.is_meta and value.numel() > 0
+        place = (value.data_ptr(), value.dtype, tuple(value.shape), value.stride()) if placed else (name,)
+        parameter = known.get(place)
         if parameter is None:
             parameter = known[place] = remote_parameter(handle, name, value, requires_grad)
         yield name, parameter
@@ -185,7 +187,7 @@ def _pass_on(parameter: Any) -> None:
 
 
 def _refusal(changed: _Copy) -> str:
-    name, worker_name = changed.__dict__["_isohub_source"][1], _remote(changed).link.worker.name
+    name, worker_name = changed.__dict__["_isohub_source"][1], _remote(changed).worker.name
     return (
         f"{name!r} is a copy of what the worker of {worker_name} has: changing it in place changes nothing there\n"
         "hint: h.run(fn, ...) changes the live parameters or steps an optimiser there; h.load_state_dict() sets them; "

@@ -49,6 +49,25 @@ _CONVERSIONS = frozenset(
 _REPLAYED = _MODES | _CONVERSIONS
 _READS = frozenset({"get_submodule", "get_parameter", "get_buffer", "extra_repr"})
 _WRITING_OPERATIONS = frozenset({"setattr", "setitem", "delattr", "delitem"})
+# What runs code of the repo's beside calls, and what that may leave behind, in words.
+_RUNNING = {
+    "next": "what an iteration{} changed",
+    "anext": "what an iteration{} changed",
+    "await": "what awaiting{} changed",
+    "enter": "the context{} that was entered",
+    "exit": "what leaving a context{} changed",
+}
+# What a parameter's copy does to it, where it does not only read.
+_PARAMETER_WORDS = {
+    "set_grad": "the gradient of",
+    "add_grad": "the gradient of",
+    "requires_grad": "requires_grad of",
+    "register": "the parameter",
+}
+_IN_PLACE = frozenset({
+    "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "ilshift", "irshift", "iand_", "ior_",
+    "ixor",
+})  # fmt: skip
 # One who converts to and fro for ever must not fill memory; beyond this they are named as lost.
 _MOST_REPLAYED = 200
 _MOST_NAMED = 8
@@ -104,14 +123,18 @@ class Recovery:
             pass  # handles that are passed are built again now: within the question it would be too late
         lost = self._change(remote, op, args)
         if lost is not None:  # whether or not it succeeds
-            with self._lock:
-                self._lost[lost] = None
+            self.note(lost)
         yield
         with self._lock:
             if lost is None and self._is_replayed(op, args):
                 self._remember(remote, op, args)
-            elif op in ("call", "run"):
+            elif op in ("call", "run", *_RUNNING):
                 self._deaths = 0
+
+    def note(self, lost: str) -> None:
+        """Note a change that nobody can do again, in words."""
+        with self._lock:
+            self._lost[lost] = None
 
     @staticmethod
     def _is_replayed(op: str, args: tuple[Any, ...]) -> bool:
@@ -133,6 +156,12 @@ class Recovery:
             return f"what {args[0]}(){part} changed" if args[0] else f"what calls{part} left in it"
         if op == "operate" and args[0] in _WRITING_OPERATIONS:
             return f"the {'attribute' if 'attr' in args[0] else 'item'} {args[1][0]!r}{part}"
+        if op == "operate" and args[0] in _IN_PLACE:
+            return f"what {args[0].rstrip('_')}{part} changed"
+        if op in _RUNNING:
+            return _RUNNING[op].format(part)
+        if op == "parameter" and args[1] in _PARAMETER_WORDS:
+            return f"{_PARAMETER_WORDS[args[1]]} {args[0]!r}{part}"
         return None
 
     def _remember(self, remote: Remote, op: str, args: tuple[Any, ...]) -> None:

@@ -52,6 +52,7 @@ from isohub.sandbox.policy import Confinement, Sandbox
 from isohub.session.background import Background, Budget, Output
 from isohub.session.broker import Broker, Given
 from isohub.session.gradients import GRAPHS_SHARE, Recording
+from isohub.session.options import Interruption
 from isohub.session.register import Row, start_ticks
 from isohub.session.replies import Answer, Fault, Ready, Reply, Want, read_reply, read_status
 from isohub.session.request import Placement, memory_limit_bytes
@@ -61,7 +62,7 @@ from isohub.wire.channel import Channel, ChannelClosed, discard
 from isohub.wire.codec import Decoder, Encoder
 from isohub.wire.protocol import MAX_FRAME_BYTES, Conversation, Event, State
 
-__all__ = ["Faulted", "Question", "Worker"]
+__all__ = ["CallInterrupted", "Faulted", "Question", "Worker"]
 
 #: Importing torch over a slow network disk takes minutes; waiting for ever helps nobody.
 _START_TIMEOUT_S = 600.0
@@ -88,6 +89,10 @@ class _Stage(enum.Enum):
 _EVENTS = {Ready: Event.READY, Answer: Event.VALUE, Fault: Event.ERROR, Want: Event.WANT}
 
 
+class CallInterrupted(BaseException):
+    """The wait for an answer was ended by an `Interruption`. No Exception: the way out is that of Ctrl-C."""
+
+
 class _DeadlinePassed(Exception):  # noqa: N818 - a signal within this module
     pass
 
@@ -109,6 +114,7 @@ class Question:
         verbose: Whether a download that it leads to may show its progress.
         modes: What else of the caller's state of torch differs from the default (`modes.carried`).
         recording: What takes note of the call for a backward pass, if one may come.
+        interruption: What can end the wait for the answer from another thread.
     """
 
     op: str
@@ -123,6 +129,7 @@ class Question:
     verbose: bool = True
     modes: dict[str, Any] | None = None
     recording: Recording | None = None
+    interruption: Interruption | None = None
 
 
 class Worker:
@@ -180,6 +187,7 @@ class Worker:
         self._conversation = Conversation()
         self._deadline: float | None = None
         self._stage = _Stage.IDLE
+        self._interruption: Interruption | None = None  # of the question under way
         self._owner = 0  # the thread whose question is open
         self._phase = ""
         self._excess: Excess | None = None  # the limit that it passed
@@ -349,6 +357,7 @@ class Worker:
             if self._obituary is not None:
                 raise _again(self._obituary)
             self._deadline = deadline
+            self._interruption = question.interruption
             self._stage = _Stage.IDLE
             try:
                 self._settle()
@@ -383,6 +392,7 @@ class Worker:
                 raise
             return answer
         finally:
+            self._interruption = None
             self._owner = 0
             self.used = time.monotonic()
             if self.row is not None:
@@ -626,7 +636,16 @@ class Worker:
         reading = self._stage is _Stage.READING
         if reading:
             self._stage = _Stage.WAITING
-        ready = dict(self._poll.poll(_milliseconds(self._deadline)))
+        interruption = self._interruption if reading else None
+        if interruption is not None:
+            self._poll.register(interruption.fileno(), select.POLLIN)
+        try:
+            ready = dict(self._poll.poll(_milliseconds(self._deadline)))
+        finally:
+            if interruption is not None:
+                self._poll.unregister(interruption.fileno())
+        if interruption is not None and ready.pop(interruption.fileno(), 0) and not ready:
+            raise CallInterrupted
         if reading:
             self._stage = _Stage.READING
         late = self._deadline is not None and time.monotonic() >= self._deadline

@@ -119,5 +119,5 @@ class Surface(torch.nn.Module):
         self._refuse("a hook on the state of", "would not run", hint)
 
     def _refuse(self, what: str, why: str, hint: str) -> NoReturn:
-        name = self._isohub.link.worker.name
+        name = self._isohub.worker.name
         raise NotImplementedError(f"{what} a module in the worker of {name} {why}\nhint: {hint}")

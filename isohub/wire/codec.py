@@ -2,7 +2,8 @@
 
 The set: None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, OrderedDict, set,
 frozenset, slice, range, Ellipsis, torch.Tensor, Size, dtype and device, numpy arrays and scalars, named
-tuples, dict subclasses with string keys, and dataclasses without methods (the last three as records).
+tuples, dict subclasses with string keys, dataclasses and enumerations without methods (the last four as
+records), and what `forms` and `standard` have a form for.
 
 JSON's own null, booleans, numbers and strings stand for themselves. All else is ``[tag, ...]``, one tag
 from `TAGS`. Tensors and bytes are numbers in the tables of `arena.Cargo`. What is outside of the set goes
@@ -16,6 +17,7 @@ Side: both. Trust: what `Decoder` reads in the caller is a worker's.
 from __future__ import annotations
 
 import ctypes
+import logging
 import math
 import re
 import sys
@@ -24,8 +26,18 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, 
 
 from isohub.errors import ProtocolError, printable
 from isohub.wire.arena import Cargo, dtype_named
+from isohub.wire.forms import image_form, read_image, read_tensor, tensor_form
 from isohub.wire.protocol import MAX_DEPTH, MAX_NODES
-from isohub.wire.records import MappingRecord, TupleRecord
+from isohub.wire.records import EnumRecord, MappingRecord, TupleRecord
+from isohub.wire.standard import (
+    PLAIN_MAPPINGS,
+    array_form,
+    read_array,
+    read_enum,
+    read_standard,
+    remember_enum,
+    standard_form,
+)
 
 __all__ = ["TAGS", "Decoder", "Encoder", "TooLargeToEncode"]
 
@@ -53,8 +65,15 @@ TAGS: Dict[str, str] = {
     "v": "torch.device: text",
     "A": "numpy.ndarray: number in the tensor table",
     "n": "numpy scalar: dtype's name, value",
+    "K": "torch.Tensor that is sparse or meta: layout, and what `wire.md` says of each",
+    "Q": "quantised torch.Tensor: dtype's name, numbers, scale, zero point; or numbers, scales, zero points, axis",
+    "D": "numpy array of dates, text, bytes or records: whether a scalar, dtype, Size, bytes",
+    "h": "standard value: 'datetime', 'date', 'time', 'timedelta', 'Decimal', 'Fraction', 'UUID' or 'path', text",
+    "E": "member of an enumeration: class name, member's name, value",
+    "I": "PIL image, from the caller to a worker only: mode, width, height, bytes, palette, info",
     "R": "named tuple: class name, [field names], values",
     "M": "mapping with a class's name: class name, key, value ...",
+    "m": "mapping with a class's name and fields that are None: class name, [field names], key, value ...",
     "r": "object that lives in the worker: what the side makes of it",
     "p": "pickle, from the caller to a worker only: number of a storage",
 }
@@ -102,6 +121,7 @@ class Encoder:
         self._cargo = cargo
         self._other = other
         self._exact = exact
+        self._named = hasattr(torch.Tensor, "has_names")  # torch 2.13 has dropped them
         self._open: Set[int] = set()
         self._nodes = 0
         #: Tensors that require a gradient, and their numbers in the table.
@@ -126,7 +146,14 @@ class Encoder:
         kind = type(value)
         if issubclass(kind, self._torch.Tensor):
             return self._tensor(value)
+        if kind is EnumRecord:
+            return self._container(value, lambda: ["E", value.class_name, value.name, self.encode(value.value)])
+        image = image_form(self, value, self._exact)
+        if image is not None:
+            return image
         if self._exact and not issubclass(kind, (TupleRecord, MappingRecord)) and kind.__module__ != "numpy":
+            return self._other(value)
+        if kind is self._torch.nn.utils.rnn.PackedSequence:  # a named tuple that recurrent layers ask for by its class
             return self._other(value)
         if issubclass(kind, tuple):
             names = _field_names(value)
@@ -134,9 +161,14 @@ class Encoder:
                 return self._container(value, lambda: ["R", _class_name(value), names, *map(self.encode, tuple(value))])
             return self._items("t", value)
         if issubclass(kind, dict):
+            if kind in PLAIN_MAPPINGS:
+                return self._pairs(["d"], value)
             if not isinstance(value, MappingRecord) and not _is_plain_mapping(kind):
                 return self._other(value)
             if all(type(key) is str for key in value):
+                absent = _absent(value)
+                if absent:
+                    return self._pairs(["m", _class_name(value), absent], value)
                 return self._pairs(["M", _class_name(value)], value)
             return self._pairs(["d"], value)
         if _is_plain_dataclass(kind):
@@ -148,8 +180,22 @@ class Encoder:
                 return self._array(numpy, value)
             if issubclass(kind, numpy.generic) and value.dtype.name in _NUMPY_SCALARS:
                 return ["n", value.dtype.name, self.encode(value.item())]
+            if issubclass(kind, numpy.bytes_):
+                return self.encode(bytes(value))
+            if issubclass(kind, numpy.generic) and not issubclass(kind, str):
+                form = array_form(self, numpy, value)
+                return self._other(value) if form is None else form
+        if not self._exact:
+            form = standard_form(value)
+            if form is not None:
+                return form
+            member = remember_enum(value)
+            if member is not None:
+                return self._container(value, lambda: ["E", *member, self.encode(value.value)])
         if issubclass(kind, int):
             return _encode_int(int(value))
+        if issubclass(kind, float):
+            return _encode_float(float(value))
         if issubclass(kind, str):
             return self._str(str.__str__(value))
         return self._other(value)
@@ -187,6 +233,7 @@ class Encoder:
     def _tensor(self, tensor: Any) -> Any:
         torch = self._torch
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            _say_plain(type(tensor))
             with torch._C.DisableTorchFunctionSubclass():  # the subclass's own code has no say in its numbers
                 return self._plain_tensor(tensor)
         return self._plain_tensor(tensor)
@@ -194,7 +241,10 @@ class Encoder:
     def _plain_tensor(self, tensor: Any) -> Any:
         torch = self._torch
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
-            return self._other(tensor)
+            # A form has no place for a gradient, and one must not be lost in silence.
+            kept = _is_subclass_with_parts(tensor) or (tensor.requires_grad and not tensor.is_meta)
+            form = None if kept else tensor_form(self, tensor)
+            return self._other(tensor) if form is None else form
         if dtype_named(str(tensor.dtype)[6:]) is None or _is_wrapper(tensor):
             return self._other(tensor)
         source = tensor
@@ -202,6 +252,9 @@ class Encoder:
             tensor = tensor.detach().as_subclass(torch.Tensor)
         if tensor.device.type != "cpu":
             tensor = tensor.cpu()
+        if self._named and tensor.has_names():
+            _say_plain("names of dimensions")
+            tensor = tensor.rename(None)
         if tensor.is_conj() or tensor.is_neg():
             tensor = tensor.resolve_conj().resolve_neg()
         number = self._cargo.add_tensor(tensor)
@@ -211,7 +264,8 @@ class Encoder:
 
     def _array(self, numpy: Any, array: Any) -> Any:
         if array.dtype.name not in _NUMPY_SCALARS:
-            return self._other(array)
+            form = array_form(self, numpy, array)
+            return self._other(array) if form is None else form
         if not array.flags.writeable or not array.dtype.isnative or any(stride < 0 for stride in array.strides):
             array = numpy.array(array, dtype=array.dtype.newbyteorder("="), order="C")
         try:
@@ -417,6 +471,26 @@ class Decoder:
             raise ProtocolError("a mapping record with a key that is no string")
         return MappingRecord(_name(tree[1]), pairs)
 
+    def _model_output(self, tree: List[Any], depth: int) -> MappingRecord:
+        if len(tree) < 3 or type(tree[2]) is not list:
+            raise ProtocolError("a mapping without its class's name and fields")
+        record = self._mapping([tree[0], tree[1], *tree[3:]], depth)
+        return MappingRecord(record.class_name, list(record.items()), [_name(name) for name in tree[2]])
+
+    def _other_array(self, tree: List[Any], depth: int) -> Any:
+        return read_array(self, _numpy(), tree, depth)
+
+    def _enum(self, tree: List[Any], depth: int) -> Any:
+        if len(tree) != 4:
+            raise ProtocolError("a member of an enumeration that is none")
+        value = self.decode(tree[3], depth)
+        return read_enum(_name(tree[1]), _name(tree[2]), value, self._unpickle is not None)
+
+    def _image(self, tree: List[Any], depth: int) -> Any:
+        if self._unpickle is None:
+            raise ProtocolError("an image from a worker")
+        return read_image(self, tree, depth)
+
     def _pickle(self, tree: List[Any]) -> Any:
         if self._unpickle is None:
             raise ProtocolError("a pickle from a worker")
@@ -446,8 +520,15 @@ _READERS: Dict[str, Callable[[Decoder, List[Any], int], Any]] = {
     "v": lambda self, tree, depth: self._device(tree),
     "A": lambda self, tree, depth: self._array(tree),
     "n": Decoder._numpy_scalar,
+    "K": read_tensor,
+    "Q": read_tensor,
+    "D": Decoder._other_array,
+    "h": lambda self, tree, depth: read_standard(tree),
+    "E": Decoder._enum,
+    "I": Decoder._image,
     "R": Decoder._named_tuple,
     "M": Decoder._mapping,
+    "m": Decoder._model_output,
     "r": lambda self, tree, depth: self._remote(tree[1:]),
     "p": lambda self, tree, depth: self._pickle(tree),
 }
@@ -562,6 +643,7 @@ _GENERATED = frozenset(
     )
 )  # fmt: skip
 # Beyond a dict's own: what the model outputs of the transformers library add, and `MappingRecord` has too.
+_LIBRARIES = ("transformers.", "diffusers.")
 _OF_MODEL_OUTPUTS = frozenset({"to_tuple", "__init_subclass__", "__reduce__", "__class_getitem__", "__orig_bases__"})
 
 
@@ -574,17 +656,48 @@ def _is_plain_dataclass(kind: type) -> bool:
     return all(name in _GENERATED or name in fields for name in names)
 
 
+def _absent(value: Any) -> List[str]:
+    """Names of a model output's fields that are None, and so no keys."""
+    if isinstance(value, MappingRecord):
+        return list(value.absent)
+    fields = getattr(type(value), "__dataclass_fields__", ())
+    return [name for name in fields if name not in value and getattr(value, name, 0) is None]
+
+
 def _is_plain_mapping(kind: type) -> bool:
     """A dict subclass that does no more than a dict does."""
+    # Those of the libraries have methods for the names of their older versions, which `MappingRecord` knows too.
+    if any(
+        base.__name__ in ("ModelOutput", "BaseOutput") and base.__module__.startswith(_LIBRARIES)
+        for base in kind.__mro__
+    ):
+        return True
     fields = getattr(kind, "__dataclass_fields__", {})
     own = [base for base in kind.__mro__ if base not in (dict, OrderedDict, object)]
     names = {name for base in own for name in vars(base)} - _GENERATED - _OF_MODEL_OUTPUTS - set(fields)
     return all(name in vars(dict) or name in vars(OrderedDict) for name in names)
 
 
+_log = logging.getLogger("isohub.values")
+_said: Set[str] = set()
+_MOST_SAID = 100
+
+
+def _say_plain(what: Any) -> None:
+    """Say once that a tensor travels without this. In a worker it goes to stderr, and so to the caller's log."""
+    name = what if isinstance(what, str) else f"the class {what.__module__}.{what.__qualname__}"
+    if name not in _said and len(_said) < _MOST_SAID:
+        _said.add(name)
+        _log.warning("a tensor travels as a plain torch.Tensor, without %s", printable(name, newlines=False))
+
+
+def _is_subclass_with_parts(tensor: Any) -> bool:
+    return hasattr(tensor, "__tensor_flatten__")
+
+
 def _is_wrapper(tensor: Any) -> bool:
     """A subclass that holds its numbers elsewhere (torchao, DTensor, functorch)."""
-    return hasattr(tensor, "__tensor_flatten__") or (
+    return _is_subclass_with_parts(tensor) or (
         tensor.numel() > 0 and tensor.device.type == "cpu" and not _has_memory(tensor)
     )
 

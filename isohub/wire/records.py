@@ -1,4 +1,4 @@
-"""What a remote named tuple or model output becomes: plain containers that know a class's name.
+"""What remote named tuples, model outputs and members of enumerations become: plain values that know a class's name.
 
 No class is made from what a worker says. A remote ``ModelOutput(logits=…)`` arrives as a
 `MappingRecord` whose `class_name` is the text ``"ModelOutput"``; keys, attributes and positions
@@ -13,7 +13,50 @@ from typing import Any, Dict, Iterable, Sequence, Tuple
 
 from isohub.errors import printable
 
-__all__ = ["MappingRecord", "TupleRecord"]
+__all__ = ["EnumRecord", "MappingRecord", "TupleRecord"]
+
+
+class EnumRecord:
+    """A member of a remote enumeration: its name and its value.
+
+    Two are equal if class name, name and value are; one that is passed back is the member again.
+
+    Attributes:
+        class_name: The remote class's name, as text.
+        name: The member's.
+        value: The member's.
+    """
+
+    __slots__ = ("class_name", "name", "value")
+
+    class_name: str
+    name: str
+    value: Any
+
+    def __init__(self, class_name: str, name: str, value: Any) -> None:
+        for slot, what in zip(self.__slots__, (class_name, name, value)):
+            object.__setattr__(self, slot, what)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError("a member of an enumeration cannot be changed")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, EnumRecord):
+            return NotImplemented
+        mine, theirs = (self.class_name, self.name), (other.class_name, other.name)
+        return mine == theirs and bool(self.value == other.value)
+
+    def __hash__(self) -> int:
+        return hash((self.class_name, self.name))
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return type(self), (self.class_name, self.name, self.value)
+
+    def __repr__(self) -> str:
+        return f"<{self.class_name}.{self.name}: {self.value!r}>"
+
+    def __str__(self) -> str:
+        return f"{self.class_name}.{self.name}"
 
 
 class TupleRecord(Tuple[Any, ...]):
@@ -68,17 +111,25 @@ class MappingRecord(Dict[str, Any]):
 
     Attributes:
         class_name: The remote class's name, as text.
+        absent: Fields that were None there: attributes, and no keys.
     """
 
-    __slots__ = ("class_name",)
+    __slots__ = ("absent", "class_name")
 
-    def __init__(self, class_name: str, items: Iterable[Tuple[str, Any]] = ()) -> None:
+    class_name: str
+    absent: Tuple[str, ...]
+
+    def __init__(self, class_name: str, items: Iterable[Tuple[str, Any]] = (), absent: Iterable[str] = ()) -> None:
         super().__init__(items)
         object.__setattr__(self, "class_name", class_name)
+        object.__setattr__(self, "absent", tuple(absent))
 
     def __getattr__(self, name: str) -> Any:
+        name = self._known(name)
         if name in self:
             return super().__getitem__(name)
+        if name in self.absent:
+            return None
         raise AttributeError(f"{self.class_name!r} has no {name!r}; it has {list(self)}")
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -87,16 +138,21 @@ class MappingRecord(Dict[str, Any]):
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, (int, slice)):
             return self.to_tuple()[key]
-        return super().__getitem__(key)
+        return super().__getitem__(self._known(key))
+
+    def _known(self, name: Any) -> Any:
+        """The key that a name of transformers 4 means in an output of transformers 5 (utils/generic.py)."""
+        old = name in ("past_key_values", "cache_params") and name not in self
+        return "cache" if old and ("cache" in self or "cache" in self.absent) else name
 
     def __reduce__(self) -> Tuple[Any, ...]:
-        return type(self), (self.class_name, list(self.items()))
+        return type(self), (self.class_name, list(self.items()), self.absent)
 
     def __repr__(self) -> str:
         return f"{self.class_name}({', '.join(f'{_shown(name)}={value!r}' for name, value in self.items())})"
 
     def __dir__(self) -> Iterable[str]:
-        return [*super().__dir__(), *map(_shown, self)]
+        return [*super().__dir__(), *map(_shown, self), *self.absent]
 
     def to_tuple(self) -> Tuple[Any, ...]:
         """The values in order."""

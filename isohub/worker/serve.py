@@ -32,6 +32,7 @@ from isohub.worker.compiling import compile_module
 from isohub.worker.downloads import Downloads
 from isohub.worker.hubconf import Hubconf, HubconfFailed, seed_everything
 from isohub.worker.modes import entered
+from isohub.worker.operations import OPERATIONS, Operations, sort_of, unpickled
 from isohub.worker.parameters import act_on_parameter
 from isohub.worker.tapes import Tapes
 
@@ -45,6 +46,7 @@ _summary.maxstring = _summary.maxother = 2000
 
 #: What `operate` may apply to an object: Python's own operations, by name.
 _OPERATIONS: Dict[str, Callable[..., Any]] = {
+    **OPERATIONS,
     "len": len,
     "bool": bool,
     "repr": repr,
@@ -91,10 +93,11 @@ def serve(end: Any, confined: Confined) -> None:
     sys.stderr.flush()
 
 
-class Server:
+class Server(Operations):
     """The objects that live here, and what may be done with them."""
 
     def __init__(self, downloads: Downloads) -> None:
+        super().__init__()
         self._downloads = downloads
         self._hubconf = Hubconf()
         self._tapes = Tapes()
@@ -118,8 +121,10 @@ class Server:
         number = question["number"]
         self._attach(question["arenas"], descriptors)
         try:
-            self._release(question["released"])
             self._tapes.forget(question["forgotten"])
+            if question["released"]:
+                self._release(question["released"])
+                self.loop.tidy()
             reply, parcel = self._perform(question)
         except BaseException as error:
             reply, parcel = _describe(error), None
@@ -192,7 +197,7 @@ class Server:
             storages, tensors = unload(claims, self._inbox.size_bytes, storage_at)
         if question.get("record"):
             self._tapes.admit(question["record"]["inputs"], tensors)
-        decoder = Decoder(storages, tensors, self._dereference, _unpickle)
+        decoder = Decoder(storages, tensors, self._dereference, lambda data: unpickled(data, self._objects))
         args = [decoder.decode(argument) for argument in question["args"]]
         return args if question["target"] is None else [self._objects[question["target"]][0], *args]
 
@@ -248,7 +253,7 @@ class Server:
         elif issubclass(kind, (types.FunctionType, types.MethodType, types.BuiltinFunctionType)):
             sort = "function"
         else:
-            sort = "object"
+            sort = sort_of(kind)
         name = f"{kind.__module__}.{kind.__qualname__}".encode("utf-8", "replace").decode()[:1000]
         return ["r", number, sort, name, hasattr(kind, "__getitem__")]
 
@@ -281,12 +286,6 @@ class Server:
     def do_operate(self, target: Any, operation: str, args: Sequence[Any]) -> Any:
         return _OPERATIONS[operation](target, *args)
 
-    def do_next(self, target: Any) -> Tuple[bool, Any]:
-        """Whether there was another item, and the item."""
-        for item in target:
-            return True, item
-        return False, None
-
     def do_run(self, target: Any, function: Callable[..., Any], args: Sequence[Any], kwargs: Dict[str, Any]) -> Any:
         return function(target, *args, **kwargs)
 
@@ -308,7 +307,7 @@ class Server:
         _expect_module(target, what)
         method = target.named_parameters if what == "parameters" else target.named_buffers
         kwargs = {} if distinct else {"remove_duplicate": False}  # the keyword is there from torch 2.0 on
-        return [(name, item, item.requires_grad) for name, item in method(recurse=recurse, **kwargs)]
+        return [(name, _values(item), item.requires_grad) for name, item in method(recurse=recurse, **kwargs)]
 
     def do_load_state_dict(self, target: Any, state: Dict[str, Any], metadata: Any, kwargs: Dict[str, Any]) -> Any:
         from collections import OrderedDict
@@ -359,11 +358,11 @@ def _expect_module(target: Any, what: str) -> None:
         raise TypeError(f"{what} needs a torch.nn.Module; the entrypoint gave {type(target).__name__}")
 
 
-def _unpickle(data: bytes) -> Any:
-    # The caller's bytes: the more trusted side. Nothing unpickles in the other direction.
-    import pickle  # noqa: TID251
+def _values(tensor: Any) -> Any:
+    """A parameter as the wire takes it: a sparse one would stay here for its gradient's sake."""
+    import torch
 
-    return pickle.loads(data)
+    return tensor if tensor.layout is torch.strided else tensor.detach()
 
 
 def _text(make: Callable[[], str], instead: str) -> str:

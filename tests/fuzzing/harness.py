@@ -20,13 +20,19 @@ text that would act on a terminal is a finding.
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
+import datetime as dt
+import decimal
+import fractions
 import itertools
 import os
+import pathlib
 import select
 import socket
 import struct
 import time
+import uuid
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
@@ -45,7 +51,7 @@ from isohub.session.supervisor import Worker
 from isohub.session.watchdog import Watchdog
 from isohub.wire.channel import ChannelClosed
 from isohub.wire.protocol import HEADER, Event
-from isohub.wire.records import MappingRecord, TupleRecord
+from isohub.wire.records import EnumRecord, MappingRecord, TupleRecord
 from tests.attacks.liar import PLACEMENT
 
 STARTING, PARCEL, BUILD, INPUT, SMALL, DRIP, FRAMES, CLOSE = (1 << bit for bit in range(8))
@@ -323,7 +329,8 @@ def _check_error(error: BaseException) -> None:
 
 _PLAIN = (
     type(None), bool, int, float, complex, str, bytes, bytearray, range, type(Ellipsis),
-    torch.dtype, torch.device, torch.Size, RemoteObject,
+    torch.dtype, torch.device, torch.Size, RemoteObject, dt.datetime, dt.date, dt.time,
+    dt.timedelta, decimal.Decimal, fractions.Fraction, uuid.UUID, pathlib.PurePosixPath,
 )  # fmt: skip
 _HOLDERS = (list, tuple, set, frozenset, TupleRecord)
 
@@ -341,12 +348,32 @@ def _check_value(value: Any) -> None:
             left.extend(item.values())
         elif kind is slice:
             left.extend((item.start, item.stop, item.step))
-        elif kind is torch.Tensor:
+        elif kind is EnumRecord:
+            left.append(item.value)
+        elif kind is torch.Tensor and item.is_quantized:
+            left.append(item.int_repr())
+        elif kind is torch.Tensor and item.layout is torch.sparse_coo:
+            left.extend((item._indices(), item._values()))
+            _check_indices(item)
+        elif kind is torch.Tensor and item.layout is not torch.strided:
+            _check_indices(item)
+        elif kind is torch.Tensor and not item.is_meta:
             _check_memory(item)
+        elif kind is np.ndarray and item.dtype.kind in "SUVMm":
+            repr(item[:1] if item.ndim else item)
         elif kind is np.ndarray:
             _check_memory(torch.from_numpy(item))
+        elif kind is torch.Tensor:
+            assert item.is_meta
         elif kind not in _PLAIN and not issubclass(kind, (np.generic, RemoteModule, RemoteObject)):
             raise Finding(f"a {kind.__name__}, which is outside of the closed set")
+
+
+def _check_indices(tensor: torch.Tensor) -> None:
+    """An index outside of the tensor would write there."""
+    if tensor.numel() < 1 << 16:
+        with contextlib.suppress(NotImplementedError):  # torch has no such function for some dtypes
+            tensor.to_dense()
 
 
 def _check_memory(tensor: torch.Tensor) -> None:

@@ -26,6 +26,21 @@ LONGEST = 1 << 14
 _TABLE = [[[0, 16], [64, 8], [128, 4]], [[0, "float32", 0, [4], [1]], [1, "bool", 0, [2, 4], [4, 1]]]]
 _DTYPES = ("float32", "bool", "int8", "complex32", "complex128", "bfloat16", "uint64", "float8_e5m2", "qint8", "load")
 
+# For memory of zeros: values and indices of a sparse tensor, nothing of one, and numbers of a quantised one.
+_PARTS = [
+    [[0, 8], [64, 16], [128, 24], [192, 2], [256, 0]],
+    [
+        [0, "float32", 0, [2], [1]], [1, "int64", 0, [1, 2], [2, 1]], [2, "int64", 0, [3], [1]],
+        [3, "uint8", 0, [2], [1]], [4, "int64", 0, [0], [1]], [4, "float32", 0, [0], [1]],
+        [4, "float64", 0, [0], [1]], [4, "uint8", 0, [2, 0], [1, 1]],
+    ],
+]  # fmt: skip
+_FORMS: dict[str, Any] = {
+    "K": ["l", ["K", "coo", ["Z", 3], ["T", 1], ["T", 0], False], ["K", "csr", ["Z", 2, 5], ["T", 2], ["T", 4], ["T", 5]],
+          ["K", "meta", "float16", ["Z", 2, 3], ["Z", 3, 1]]],
+    "Q": ["l", ["Q", "quint8", ["T", 3], 0.5, 3], ["Q", "quint8", ["T", 7], ["T", 6], ["T", 4], 1]],
+}  # fmt: skip
+
 _TREES: dict[str, Any] = {
     "null": None,
     "number": 1,
@@ -52,9 +67,42 @@ _TREES: dict[str, Any] = {
     "v": ["v", "cuda:1"],
     "A": ["l", ["A", 0], ["A", 1]],
     "n": ["l", *(["n", kind, 1] for kind in ("int8", "float16", "bool", "complex64", "uint64"))],
+    "D": [
+        "l",
+        ["D", True, "<M8[ns]", ["Z"], ["b", 1]],
+        ["D", False, [4, False, [["a", "|b1", [2], 0], ["b", "<u2", [], 2]]], ["Z", 1], ["b", 2]],
+    ],
+    "h": [
+        "l",
+        *(
+            ["h", *one]
+            for one in (
+                ("datetime", "2020-01-02T03:04:05+01:00"),
+                ("date", "2020-01-02"),
+                ("time", "03:04:05.000006"),
+                ("timedelta", "-1 2 3"),
+                ("Decimal", "1.50"),
+                ("Fraction", "-1/3"),
+                ("path", "a/b"),
+                ("UUID", "12345678-1234-5678-1234-567812345678"),
+            )
+        ),
+    ],
+    "E": ["E", "Kind", "CAT", ["l", 1]],
+    "I": ["I", "L", 2, 2, ["b", 2], None, ["d"]],
     "R": ["R", "Point", ["x", "y"], 1, ["l"]],
     "M": ["M", "Output", "logits", ["T", 0], "loss", None],
-    "r": ["l", ["r", 1, "module", "x.Net", True], ["r", 2, "object", "x.Y", False], ["r", 1, "module", "x.Net", True]],
+    "m": ["m", "Output", ["loss", "cache"], "logits", ["T", 0]],
+    "r": [
+        "l",
+        ["r", 1, "module", "x.Net", True],
+        ["r", 2, "object", "x.Y", False],
+        ["r", 1, "module", "x.Net", True],
+        *(
+            ["r", 3 + number, sort, "x", False]
+            for number, sort in enumerate(("function", "iterator", "stream", "awaitable"))
+        ),
+    ],
     "p": ["p", 0],
 }
 
@@ -75,6 +123,8 @@ def seeds() -> dict[str, bytes]:
         + frame(value(tree, claims=_TABLE, via="outbox"))
         for name, tree in _TREES.items()
     }
+    for name, tree in _FORMS.items():
+        made[f"value-upper-{name.lower()}"] = preface() + frame(value(tree, claims=_PARTS, via="outbox"))
     answers = b"".join(frame(value(number, number=number)) for number in range(1, 5))
     parcel = frame(value(["l", ["T", 0], ["b", 2]], claims=_TABLE, via="parcel"), 1)
     bare = preface(fill=1) + frame(value(["l", ["l", 1]]))
@@ -121,7 +171,7 @@ _TEXTS = (
     "", "x", "\x00", "\x1b[2J", "\u202e", "\ud800", "é", "nan", "inf", "-inf", "os.system", "__class__", "_fields",
     "class_name", "x" * 1001, "f" * 5000, "-", "-0", "0x1", "1_0", "cpu", "cuda:9999", "meta", "privateuseone", "none",
     "outbox", "parcel", "value", "error", "want", "ready", "request", "raised", "no_entrypoint", "too_large", "module",
-    "object", "function", "SystemExit", "KeyError", "file", "repo", "http://[::1", "ff", "eda080", "edb080",
+    "object", "function", "iterator", "stream", "awaitable", "SystemExit", "KeyError", "file", "repo", "http://[::1", "ff", "eda080", "edb080",
 )  # fmt: skip
 
 

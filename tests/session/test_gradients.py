@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 
 import pytest
@@ -326,3 +327,125 @@ def test_calls_that_share_a_part_of_their_graph(mlp):
     outs = [mlp.run(work, torch.ones(1, 4)) for _ in range(2)]
     (outs[0].sum() + outs[1].sum()).backward(retain_graph=True)
     assert mlp.get_parameter("0.weight").grad is not None
+
+
+class Scaled:
+    """Arithmetic and a context that give what a module gives."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def __add__(self, x):
+        return self.module(x)
+
+    __radd__ = __add__
+
+    def __enter__(self):
+        return self.module(torch.ones(1, 4))
+
+    def __exit__(self, *error):
+        return False
+
+    async def __aenter__(self):
+        return self.module(torch.ones(1, 4))
+
+    async def __aexit__(self, *error):
+        return False
+
+
+async def later(module):
+    return module(torch.ones(1, 4))
+
+
+async def one_by_one(module):
+    yield module(torch.ones(1, 4))
+
+
+def entered(handle):
+    with handle as out:
+        return out
+
+
+async def entered_async(handle):
+    async with handle as out:
+        return out
+
+
+async def first_of(stream):
+    return await stream.__anext__()
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda mlp, x: next(mlp.run(lambda module: (module(torch.ones(1, 4)) for _ in range(2)))),
+        lambda mlp, x: next(iter(mlp.run(lambda module: Items([module(torch.ones(1, 4))])))),
+        lambda mlp, x: next(mlp.run(one_by_one)),
+        lambda mlp, x: asyncio.run(first_of(mlp.run(one_by_one))),
+        lambda mlp, x: mlp.run(later).result(),
+        lambda mlp, x: entered(mlp.run(Scaled)),
+        lambda mlp, x: asyncio.run(entered_async(mlp.run(Scaled))),
+        lambda mlp, x: mlp.run(Scaled) + x,
+        lambda mlp, x: x + mlp.run(Scaled),
+        lambda mlp, x: mlp.run(lambda module: module.forward)(x),
+    ],
+    ids=["generator", "items", "stream", "async stream", "coroutine", "with", "async with", "add", "radd", "function"],
+)
+def test_what_objects_give_depends_on_the_parameters(mlp, take):
+    mlp.zero_grad()
+    x = torch.ones(1, 4, requires_grad=True)
+    out = take(mlp, x)
+    assert out.requires_grad
+    out.sum().backward()
+    assert all(parameter.grad is not None for parameter in mlp.parameters())
+
+
+class Items:
+    def __init__(self, items):
+        self.items = items
+
+    def __iter__(self):
+        return iter(self.items)
+
+
+def test_an_item_that_would_need_a_gradient_of_an_earlier_call_is_an_error(mlp):
+    x = torch.ones(1, 4, requires_grad=True)
+    items = mlp.run(lambda module, x: (module(x) for _ in range(2)), x)
+    with pytest.raises(RuntimeError, match="has reached an input of an earlier call"):
+        next(items).sum().backward()
+
+
+def test_a_tensor_that_a_function_refers_to_gets_no_gradient_and_says_so(mlp):
+    x = torch.ones(1, 4, requires_grad=True)
+    with pytest.raises(RuntimeError, match="for tensors within objects that go by pickle"):
+        mlp.run(lambda module: module(x)).sum().backward()
+    x = x.detach()
+    mlp.run(lambda module: module(x)).sum().backward()  # the control
+
+
+def test_a_sparse_tensor_with_a_gradient_loses_none_in_silence(mlp):
+    made = mlp.run(lambda module: module(torch.ones(1, 4)).to_sparse())
+    assert not isinstance(made, torch.Tensor)  # it stays there, with its graph
+    made.to_dense().sum().backward()
+    assert mlp[0].weight.grad is not None
+    with torch.no_grad():
+        assert mlp.run(lambda module: module(torch.ones(1, 4)).to_sparse()).layout is torch.sparse_coo
+    x = torch.ones(1, 4).to_sparse().requires_grad_()
+    with pytest.raises(RuntimeError, match="for tensors within objects that go by pickle"):
+        mlp.run(lambda module, x: module(x.to_dense()), x).sum().backward()
+
+
+def test_sparse_and_meta_parameters_are_read(mlp):
+    def add(module):
+        module.sparse = torch.nn.Parameter(torch.eye(2).to_sparse())
+        module.one, module.other = (torch.nn.Parameter(torch.empty(2, device="meta")) for _ in range(2))
+
+    mlp.run(add)
+    try:
+        found = dict(mlp.named_parameters())
+        assert found["sparse"].requires_grad
+        assert torch.equal(found["sparse"].detach().to_dense(), torch.eye(2))
+        assert found["one"].is_meta
+        assert found["one"] is not found["other"]
+    finally:
+        del mlp.sparse, mlp.one, mlp.other

@@ -259,3 +259,70 @@ def test_handles_that_were_dropped_are_not_kept_by_it(own, hub):
     del handle
     gc.collect()
     assert eventually(lambda: own.workers() == [])
+
+
+def test_what_iterations_contexts_arithmetic_and_gradients_change_is_named(own, hub):
+    handle = own.load(hub("good"), "mlp", restart="on-death")
+
+    class Scope:
+        def __enter__(self):
+            return 1
+
+        def __exit__(self, *error):
+            return False
+
+        def __iadd__(self, other):
+            return self
+
+    async def later(module):
+        return 1
+
+    assert next(handle.run(lambda module: iter([1]))) == 1
+    assert handle.run(later).result() == 1
+    scope = handle.run(lambda module: Scope())
+    with scope:
+        pass
+    scope += 1
+    handle[0].weight.grad = torch.ones(8, 4)
+    handle(X).sum().backward()
+    handle.register_parameter("more", torch.nn.Parameter(torch.ones(1)))
+    lost = set(handle._isohub.link.recovery._lost)
+    for part in (
+        "what an iteration of a builtins.list_iterator in it changed",
+        "what awaiting of a builtins.coroutine in it changed",
+        "the gradients that a backward pass brought",
+        "the parameter 'more'",
+    ):
+        assert part in lost, lost
+    for part in (
+        "the context of a ",
+        "what leaving a context of a ",
+        "what iadd of a ",
+        "the gradient of 'weight' of a ",
+    ):
+        assert any(each.startswith(part) for each in lost), lost
+
+
+def test_a_graph_of_the_worker_that_died_is_not_taken_for_one_of_the_next(own, hub):
+    handle = own.load(hub("good"), "mlp", restart="on-death")
+    for _ in range(3):
+        out = handle(X)
+    kill(own)
+    with pytest.warns(RuntimeWarning):
+        kept = [handle(X) for _ in range(9)]  # the next worker's questions have the same numbers
+    with pytest.raises(errors.SessionClosedError, match="needs its worker, which is gone"):
+        out.sum().backward()
+    kept[0].sum().backward()  # the control
+
+
+def test_a_deadline_of_a_block_holds_for_the_next_worker_too(own, hub):
+    handle = own.load(hub("streams"), "streams", restart="on-death")
+    with handle.options(timeout_s=30):
+        kill(own, "streams")
+        with pytest.warns(RuntimeWarning):
+            assert handle.sleep(0) == 0
+        assert own.workers()
+        from isohub.session.options import timeout_of
+
+        assert timeout_of(handle._isohub.link, 60) == 30
+    assert timeout_of(handle._isohub.link, 60) == 60

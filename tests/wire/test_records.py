@@ -35,3 +35,17 @@ def test_mapping_records_are_dicts():
     assert list(record) == ["a", "b", "c"]
     assert "a" in dir(record)
     assert repr(record) == "Output(a=1, b=2, c=3)"
+
+
+def test_fields_that_are_none_are_attributes_and_no_keys():
+    record = MappingRecord("Output", [("logits", 1), ("cache", 2)], ["loss"])
+    assert record.loss is None
+    assert "loss" not in record
+    assert list(record) == ["logits", "cache"]
+    assert (record.past_key_values, record["past_key_values"]) == (2, 2)  # as transformers 5 has it
+    assert MappingRecord("Output", [], ["cache"]).past_key_values is None
+    assert copy.copy(record).loss is None
+    with pytest.raises(KeyError):
+        record["loss"]
+    with pytest.raises(AttributeError):
+        _ = MappingRecord("Output").past_key_values
