@@ -26,7 +26,7 @@ for _ in range(int(sys.argv[3])):
     pid = os.fork()
     if pid == 0:
         break
-print("ready", flush=True)
+os.write(1, b"ready\\n")  # in one piece: several write to it
 time.sleep(60)
 """
 
@@ -95,7 +95,7 @@ def test_an_idle_worker_is_looked_at_too(hub, monkeypatch):
         isohub.Session(timeout_s=60) as own,
         own.load(hub("good"), "mlp", sandbox=isohub.Sandbox(memory="512 MiB")) as handle,
     ):
-        worker = own.workers()[0]
+        worker = own._pool.workers()[0]
         handle.run(later)
         assert not worker.busy
         assert eventually(lambda: measure([worker.pid]).processes == 0)

@@ -29,7 +29,7 @@ def family(own, hub):
     handle = own.load(hub("good"), "mlp")
     outer = psutil.Process(own._pool.warm().pid)
     (keeper,) = outer.children()
-    worker = own.workers()[0]
+    worker = own._pool.workers()[0]
     (zygote,) = [child for child in keeper.children() if child.pid != worker.init_pid]
     assert worker.pid in [child.pid for child in zygote.children()]
     return handle, {"outer": outer.pid, "keeper": keeper.pid, "zygote": zygote.pid, "init": worker.init_pid}
@@ -97,7 +97,7 @@ def test_there_is_nothing_around_a_zygote_without_namespaces(own, hub):
     with own.load(hub("good"), "mlp", sandbox="none", trust_repo=True) as handle:
         zygote = psutil.Process(own._pool.warm(confined=False).pid)
         assert [child.pid for child in zygote.children(recursive=True)] == [handle.stats().pid]
-        assert own.workers()[0].init_pid == 0
+        assert own._pool.workers()[0].init_pid == 0
         assert os.readlink(f"/proc/{zygote.pid}/ns/pid") == os.readlink("/proc/self/ns/pid")
 
 
