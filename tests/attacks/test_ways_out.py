@@ -200,3 +200,22 @@ def test_c27_layers_that_untrusted_repos_have_are_not_bargained_away(hub, tmp_pa
         trusted = session.load(hub("good"), "mlp", sandbox=Sandbox(require=("seccomp",)), trust_repo=True)
         assert "landlock" in trusted.confinement.missing
         trusted.close()
+
+
+def test_c18_a_git_directory_is_hidden_by_whatever_name_it_has(whole, tmp_path):
+    def read(module, path):
+        try:
+            with open(path) as file:
+                return file.read()
+        except OSError as error:
+            return type(error).__name__
+
+    (tmp_path / "hubconf.py").write_text(HUBCONF)
+    (tmp_path / "kept").mkdir()
+    for name in ("kept/config", "data"):
+        (tmp_path / name).write_text("token")
+    (tmp_path / ".git").symlink_to("kept")
+    with whole.load(str(tmp_path), "model") as handle:
+        for name in (".git/config", "kept/config"):
+            assert handle.run(read, str(tmp_path / name)) in ("FileNotFoundError", "PermissionError")
+        assert handle.run(read, str(tmp_path / "data")) == "token"  # the control
