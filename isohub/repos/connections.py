@@ -107,6 +107,7 @@ class _Response(http.client.HTTPResponse):
 
 class _Connection(HTTPConnection):
     response_class = _Response
+    scheme = "http"
 
     def __init__(self, *args: Any, border: Border | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -115,20 +116,11 @@ class _Connection(HTTPConnection):
     def _new_conn(self) -> socket.socket:
         if self._border is None or self.proxy is not None:
             return super()._new_conn()
-        return _connected(self, self._border, "http")
+        return _connected(self, self._border, self.scheme)
 
 
-class _TlsConnection(HTTPSConnection):
-    response_class = _Response
-
-    def __init__(self, *args: Any, border: Border | None = None, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._border = border
-
-    def _new_conn(self) -> socket.socket:
-        if self._border is None or self.proxy is not None:
-            return super()._new_conn()
-        return _connected(self, self._border, "https")
+class _TlsConnection(_Connection, HTTPSConnection):
+    scheme = "https"
 
 
 def _connected(connection: HTTPConnection, border: Border, scheme: str) -> socket.socket:

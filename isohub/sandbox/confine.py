@@ -26,7 +26,7 @@ from isohub.sandbox.grants import interpreter_rules, is_below, worker_rules
 from isohub.sandbox.kernel import ARCHITECTURES, architecture, drop_capabilities, prctl
 from isohub.sandbox.landlock import Rule
 from isohub.sandbox.limits import apply_limits
-from isohub.sandbox.policy import NAMESPACES
+from isohub.sandbox.policy import LAYERS, NAMESPACES
 from isohub.sandbox.seccomp import Traits
 
 __all__ = [
@@ -194,7 +194,7 @@ def confine(
 
     Args:
         machine: What there is.
-        wanted: The caller's request: `isohub.session.request.sandbox_request`.
+        wanted: The caller's request: ``sandbox`` of `isohub.session.request.worker_request`.
         directory: The worker's own; ``home``, ``tmp`` and ``cwd`` are made in it, and below it ``root``.
         variables: The whole environment, less the directories that are the worker's own.
         keep: Descriptors that stay open.
@@ -260,7 +260,7 @@ def confine(
 def _missing(
     machine: Machine, layered: bool, active: Sequence[str], details: Dict[str, str]
 ) -> Tuple[Tuple[str, ...], Dict[str, str]]:
-    missing = tuple(name for name in ("landlock", "seccomp", "namespaces", "limits") if name not in active)
+    missing = tuple(name for name in LAYERS if name not in active)
     reasons = {
         "landlock": "the kernel has none, or it is switched off",
         "seccomp": "the kernel has no filters",

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from isohub.errors import PolicyError
 from isohub.sandbox.confine import PASSED_VARIABLES
 from isohub.sandbox.grants import is_below
@@ -27,8 +25,9 @@ __all__ = ["Placement", "memory_limit_bytes", "worker_request"]
 # nothing of results: the number of threads, and so the order of sums, stays.
 _FEW_PROCESSORS = 4
 _GOMP_SPINCOUNT = "20000"
-# Of the machine's memory, for a policy that names none: what is left lets the caller say what happened.
-_MEMORY_SHARE = 0.9
+# Of the machine's memory, for a policy that names none: what is left lets the caller say what happened. The watchdog
+# asks ten times a second.
+_DEFAULT_MEMORY_BYTES = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 0.9)
 # With fewer torch does not start its threads.
 _LEAST_FILES = 64
 
@@ -52,7 +51,7 @@ def memory_limit_bytes(policy: Sandbox) -> int:
     """The most memory that a worker and its processes may have together."""
     if policy.memory is not None:
         return int(policy.memory)
-    return int(psutil.virtual_memory().total * _MEMORY_SHARE)
+    return _DEFAULT_MEMORY_BYTES
 
 
 def worker_variables() -> dict[str, str]:

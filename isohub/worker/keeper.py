@@ -137,10 +137,13 @@ def _reap(zygote: int) -> None:
 def _make_init(zygote_end: socket.socket, own: int, processes: int) -> None:
     try:
         namespaces.unshare(namespaces.NEW_PID)
-        pid = os.fork()
-        if pid == 0:
-            _reap_for_ever(processes)
-        namespaces.enter(own, namespaces.NEW_PID)  # later children are this namespace's again
+        try:
+            pid = os.fork()
+            if pid == 0:
+                _reap_for_ever(processes)
+        finally:
+            # Later children are this namespace's again, also where there was no fork: a second unshare would be EINVAL.
+            namespaces.enter(own, namespaces.NEW_PID)
         descriptor = system_call("pidfd_open", _PIDFD_OPEN, pid, 0)
     except OSError as error:
         zygote_end.send(f"{type(error).__name__}: {error}".encode())
