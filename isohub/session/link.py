@@ -30,8 +30,8 @@ from isohub.errors import (
 from isohub.repos.naming import near_names
 from isohub.session.arguments import pickled, place_of
 from isohub.session.ending import fork_hint, refused
-from isohub.session.endings import prompt_end
 from isohub.session.gradients import recording_for
+from isohub.session.iterations import prompt_end
 from isohub.session.modes import carried
 from isohub.session.options import Interruption, current_interruption, resumed, timeout_of
 from isohub.session.supervisor import Faulted, Question, Worker

@@ -38,7 +38,7 @@ def prompt_end(remote: Remote) -> Callable[[], None] | None:
             pool.drop(worker)
 
     # The session's thread empties what workers print, and may not wait for one.
-    return lambda: threading.Thread(target=tidy, name="isohub-endings", daemon=True).start()
+    return lambda: threading.Thread(target=tidy, name="isohub-iterations", daemon=True).start()
 
 
 def _nothing(*_: Any) -> Any:
