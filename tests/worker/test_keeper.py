@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -118,3 +119,34 @@ def test_a_fork_of_a_worker_is_executed_anew(own, hub):
         pid, user = handle.run(execute)
         assert int(pid) > 2
         assert int(user) == os.getuid()
+
+
+FAILING_FORK = """
+import os, socket, sys
+from isohub.sandbox import namespaces
+from isohub.worker import keeper
+namespaces.become_own_user(namespaces.NEW_PID)
+if os.fork():
+    os._exit(os.waitstatus_to_exitcode(os.wait()[1]))
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+own, fork = os.open("/proc/self/ns/pid_for_children", os.O_RDONLY), os.fork
+def failing():
+    raise BlockingIOError(11, "no more processes")
+for kind in (failing, fork, fork):
+    os.fork = kind
+    keeper._make_init(ours, own, 400)
+    print(theirs.recv(4096).decode(), flush=True)
+os._exit(0)
+"""
+
+
+def test_a_fork_that_fails_is_said_and_the_next_is_made():
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING_FORK],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.splitlines() == ["BlockingIOError: [Errno 11] no more processes", "ok", "ok"], done.stderr
