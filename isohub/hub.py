@@ -575,7 +575,7 @@ def _policy(policy: Sandbox | str, device: Any) -> Sandbox | str:
     """The same, with the GPUs if the model is to be moved to one."""
     if isinstance(policy, str) or device is None or str(device).split(":")[0] == "cpu":
         return policy
-    return replace(policy, gpu=True)
+    return policy if policy.gpu is not False else replace(policy, gpu=True)
 
 
 def _download_hosts(policy: Sandbox | str) -> HostPolicy | None:

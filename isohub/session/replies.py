@@ -31,13 +31,15 @@ class Ready(_Message, tag="ready", frozen=True):
 class Answer(_Message, tag="value", frozen=True):
     """An answer, and the tables of what lies where in the shared memory that `via` names.
 
-    `recorded` has the rows of tensors that require a gradient, of a call that was recorded.
+    `devices` has the storages that are a GPU's. `recorded` has the rows of tensors that require a gradient, of a call
+    that was recorded.
     """
 
     value: Any
     claims: tuple[list[tuple[int, int]], list[tuple[int, str, int, list[int], list[int]]]]
     via: Literal["none", "outbox", "parcel"]
     kept: bool
+    devices: list[tuple[int, str]] = []
     recorded: list[int] = []
 
 

@@ -51,6 +51,7 @@ from isohub.sandbox.confine import UNCONFINED
 from isohub.sandbox.policy import Confinement, Sandbox
 from isohub.session.background import Background, Budget, Output
 from isohub.session.broker import Broker, Given
+from isohub.session.devices import Gpus
 from isohub.session.gradients import GRAPHS_SHARE, Recording
 from isohub.session.options import Interruption
 from isohub.session.register import Row, start_ticks
@@ -60,6 +61,7 @@ from isohub.session.watchdog import Excess, Watchdog
 from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, Claims, copying, open_parcel, unload, viewing
 from isohub.wire.channel import Channel, ChannelClosed, discard
 from isohub.wire.codec import Decoder, Encoder
+from isohub.wire.devices import placing
 from isohub.wire.protocol import MAX_FRAME_BYTES, Conversation, Event, State
 
 __all__ = ["CallInterrupted", "Faulted", "Question", "Worker"]
@@ -204,6 +206,8 @@ class Worker:
         policy = placement.policy
         limit = memory_limit_bytes(Sandbox() if isinstance(policy, str) else policy)
         self._graphs_limit_bytes = int(limit * GRAPHS_SHARE)
+        self._gpus = Gpus.of(policy)
+        self._follows = False  # whether the open question has tensors of the caller's GPUs, and its answer goes there
         self._known_arenas: list[Arena] = []  # those whose descriptors the worker has
         self._next_outbox_bytes = _SMALLEST_ARENA_BYTES
         self._released: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
@@ -421,6 +425,8 @@ class Worker:
         encoder = Encoder(cargo, lambda value: other(cargo, value), exact=True)
         args = [encoder.encode(argument) for argument in question.args]
         cargo.lay_out()
+        devices = self._gpus.named_there(cargo.claims.devices)
+        self._follows = bool(devices)
         try:
             self._make_arenas(cargo.size_bytes)
         except OSError as error:
@@ -433,6 +439,8 @@ class Worker:
             ) from error
         if cargo.size_bytes:
             assert self._inbox is not None
+            if cargo.claims.devices:
+                self._inbox.lock_pages()
             cargo.write_to(self._inbox.address)
         arenas = {"inbox": self._inbox, "outbox": self._outbox}
         unknown = {
@@ -450,7 +458,7 @@ class Worker:
             "op": question.op,
             "target": question.target,
             "args": args,
-            "claims": cargo.claims,
+            "claims": cargo.claims[:2],
             "arenas": list(unknown),
             "released": released,
             "limit": question.limit_bytes,
@@ -459,6 +467,8 @@ class Worker:
             "inference": question.inference,
             "forgotten": forgotten,
         }
+        if devices:
+            message["devices"] = devices
         if question.modes:
             message["modes"] = question.modes
         if question.recording is not None:
@@ -580,18 +590,24 @@ class Worker:
     def _decode(
         self, reply: Answer, descriptors: Sequence[int], question: Question, remote: Callable[[list[Any]], Any]
     ) -> Any:
-        claims = Claims(*reply.claims)
+        claims = Claims(*reply.claims, reply.devices)
+        choose = self._gpus.here if self._follows and reply.devices else None
         if len(descriptors) != (reply.via == "parcel"):
             raise ProtocolError(f"{len(descriptors)} descriptors with an answer by {reply.via}")
         if reply.via == "parcel":
             mapping = open_parcel(descriptors[0], question.limit_bytes)
             size = 0 if mapping is None else len(mapping)
-            storages, tensors = unload(claims, size, viewing(mapping))
+            place = None if choose is None else placing(choose, viewing(mapping))
+            storages, tensors = unload(claims, size, viewing(mapping), place)
             if not question.parcel:
                 self._next_outbox_bytes = min(max(self._next_outbox_bytes, size), _LARGEST_OUTBOX_BYTES)
         elif reply.via == "outbox":
             assert self._outbox is not None
-            storages, tensors = unload(claims, self._outbox.size_bytes, copying(self._outbox.address))
+            place = None
+            if choose is not None:
+                self._outbox.lock_pages()
+                place = placing(choose, viewing(self._outbox.carrier))
+            storages, tensors = unload(claims, self._outbox.size_bytes, copying(self._outbox.address), place)
         else:
             storages, tensors = unload(claims, 0, viewing(b""))
         value = Decoder(storages, tensors, remote).decode(reply.value)

@@ -28,6 +28,7 @@ import weakref
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from isohub.errors import ProtocolError
+from isohub.wire.devices import Placing, copy_down, is_carried, page_lock, read_devices, slices_of
 from isohub.wire.protocol import MAX_DIMENSIONS, MAX_TENSORS
 
 __all__ = [
@@ -162,6 +163,10 @@ class Arena:
         """Map an arena that the caller sent. Side: worker."""
         return cls(descriptor, os.fstat(descriptor).st_size)
 
+    def lock_pages(self) -> bool:
+        """Let a GPU of this process read and write it directly; whether it does."""
+        return page_lock(self.carrier, self.address, self.size_bytes)
+
     def close(self) -> None:
         """Close the descriptor and let the mapping go once nothing views it."""
         if self.descriptor >= 0:
@@ -177,27 +182,30 @@ class Claims(NamedTuple):
     Attributes:
         storages: ``[offset_bytes, size_bytes]`` of each storage in the shared memory.
         tensors: ``[storage, dtype, offset_elements, shape, strides]`` of each tensor.
+        devices: ``[storage, name]`` of each storage that is a GPU's.
     """
 
     storages: Sequence[Sequence[int]]
     tensors: Sequence[Sequence[Any]]
+    devices: Sequence[Sequence[Any]] = ()
 
 
 class Cargo:
     """The tensors and bytes of one message, laid out for one copy. Side: both, as the sender."""
 
-    __slots__ = ("_blobs", "_groups", "_sources", "_tensors", "claims", "size_bytes")
+    __slots__ = ("_blobs", "_device_sources", "_groups", "_sources", "_tensors", "claims", "size_bytes")
 
     def __init__(self) -> None:
         self._tensors: List[Any] = []
         self._groups: Dict[int, List[int]] = {}
         self._blobs: List[bytes] = []
         self._sources: List[Tuple[int, int, int]] = []  # address, offset, size
+        self._device_sources: List[Tuple[Any, int]] = []  # bytes, offset
         self.claims = Claims((), ())
         self.size_bytes = 0
 
     def add_tensor(self, tensor: Any) -> int:
-        """Take a dense CPU tensor without conjugate or negative bit; returns its number in the table."""
+        """Take a dense tensor of the CPU or CUDA without conjugate or negative bit; returns its number in the table."""
         number = len(self._tensors)
         self._tensors.append(tensor)
         address = tensor.untyped_storage().data_ptr()
@@ -213,6 +221,7 @@ class Cargo:
         """Fix the tables: after this nothing is added, and `claims` and `size_bytes` hold."""
         storages: List[List[int]] = []
         rows: List[Any] = [None] * len(self._tensors)
+        devices: List[Any] = []
         offset = 0
         for blob in self._blobs:
             storages.append([offset, len(blob)])
@@ -223,7 +232,11 @@ class Cargo:
             address = first.untyped_storage().data_ptr() + start if end > start else 0
             number = len(storages)
             storages.append([offset, end - start])
-            self._sources.append((address, offset, end - start))
+            if is_carried(first.device):
+                devices.append([number, str(first.device)])
+                self._device_sources.append((_bytes_of(first, start, end), offset))
+            else:
+                self._sources.append((address, offset, end - start))
             for member in members:
                 tensor = self._tensors[member]
                 shift = start // tensor.element_size() if tensor.numel() else tensor.storage_offset()
@@ -236,7 +249,7 @@ class Cargo:
                     list(tensor.stride()),
                 ]
             offset += -(-(end - start) // ALIGNMENT) * ALIGNMENT
-        self.claims = Claims(storages, rows)
+        self.claims = Claims(storages, rows, devices)
         self.size_bytes = offset
 
     def _span(self, members: List[int]) -> Tuple[int, int]:
@@ -267,6 +280,9 @@ class Cargo:
         for source, offset, size in self._sources:
             if size:
                 ctypes.memmove(address + offset, source, size)
+        for held, offset in self._device_sources:
+            if held.numel():
+                copy_down(held, address + offset, held.numel())
 
     def write_file(self, descriptor: int) -> None:
         """Copy everything to a file by ``pwrite``, so that it need not be mapped.
@@ -279,6 +295,17 @@ class Cargo:
         for source, offset, size in self._sources:
             if size:
                 _write_whole(descriptor, memoryview((ctypes.c_char * size).from_address(source)).cast("B"), offset)
+        for held, offset in self._device_sources:
+            for place, data in slices_of(held):
+                _write_whole(descriptor, data, offset + place)
+
+
+def _bytes_of(tensor: Any, start: int, end: int) -> Any:
+    """Those bytes of a tensor's storage, as uint8[end - start] on its device."""
+    import torch
+
+    held = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+    return held.set_(tensor.untyped_storage(), start, (end - start,), (1,))
 
 
 def _extent(tensor: Any) -> Tuple[int, int]:
@@ -422,16 +449,19 @@ class _Reusable:
 _reusable = _Reusable()
 
 
-def unload(claims: Claims, size_bytes: int, storage_at: Callable[[int, int], Any]) -> Tuple[List[Any], List[Any]]:
+def unload(
+    claims: Claims, size_bytes: int, storage_at: Callable[[int, int], Any], place: Optional[Placing] = None
+) -> Tuple[List[Any], List[Any]]:
     """The storages and tensors that the tables describe. Side: both.
 
     Args:
         claims: The tables. Trust: in the caller, a worker's; every number is checked here.
         size_bytes: How much memory there is.
         storage_at: Makes a storage of (offset, size); `viewing` or `copying`.
+        place: Makes those of GPUs, where they are wanted there (`devices.placing`).
 
     Returns:
-        Untyped storages, and strided CPU tensors over them with their aliases kept.
+        Untyped storages, and strided tensors over them with their aliases kept.
 
     Raises:
         ProtocolError: A number does not fit: out of bounds, negative, of a wrong type, an unknown dtype.
@@ -440,16 +470,19 @@ def unload(claims: Claims, size_bytes: int, storage_at: Callable[[int, int], Any
 
     if len(claims.tensors) > MAX_TENSORS or len(claims.storages) > MAX_TENSORS:
         raise ProtocolError(f"{len(claims.tensors)} tensors in one message; at most {MAX_TENSORS} may come")
+    devices = read_devices(claims.devices, len(claims.storages)) if claims.devices else {}
     storages: List[Any] = []
     total = 0
-    for place in claims.storages:
-        offset, size = _whole_numbers(place, 2)
+    for placed_at in claims.storages:
+        offset, size = _whole_numbers(placed_at, 2)
         if offset + size > size_bytes or offset % ALIGNMENT:
             raise ProtocolError(f"a storage at {offset} of {size} bytes in {size_bytes} bytes of memory")
         total += size
         if total > size_bytes:  # entries that overlap would multiply what is copied
             raise ProtocolError(f"storages of more than {size_bytes} bytes in {size_bytes} bytes of memory")
-        storages.append(storage_at(offset, size))
+        name = devices.get(len(storages)) if place is not None else None
+        placed = place(name, offset, size) if place is not None and name is not None else None
+        storages.append(storage_at(offset, size) if placed is None else placed)
     tensors: List[Any] = []
     looked_at = 0
     for row in claims.tensors:
@@ -470,12 +503,16 @@ def unload(claims: Claims, size_bytes: int, storage_at: Callable[[int, int], Any
         dtype, itemsize = known
         _check_extent(shape, strides, offset, itemsize, storages[number].nbytes())
         # set_ is the one call that makes a tensor of any strides over a given storage.
+        storage = storages[number]
+        device = storage.device if devices else None
         if dtype is torch.complex32:  # made directly it warns, which is an exception where warnings are errors
-            tensor = torch.empty(0, dtype=torch.uint8).view(dtype)
+            tensor = torch.empty(0, dtype=torch.uint8, device=device).view(dtype)
         else:
-            tensor = torch.empty(0, dtype=dtype)
-        tensor.set_(storages[number], offset, tuple(shape), tuple(strides))
-        if dtype is torch.bool:
+            tensor = torch.empty(0, dtype=dtype, device=device)
+        tensor.set_(storage, offset, tuple(shape), tuple(strides))
+        if dtype is torch.bool and device is not None and device.type != "cpu":
+            tensor = tensor.view(torch.uint8).ne(0)  # other bytes than 0 and 1 are none: `_of_bools`
+        elif dtype is torch.bool:
             start, end = _extent(tensor)
             looked_at += end - start
             if looked_at > _BOOL_LOOKS * size_bytes + ALIGNMENT:

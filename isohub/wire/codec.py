@@ -26,6 +26,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, 
 
 from isohub.errors import ProtocolError, printable
 from isohub.wire.arena import Cargo, dtype_named
+from isohub.wire.devices import is_carried
 from isohub.wire.forms import image_form, read_image, read_tensor, tensor_form
 from isohub.wire.protocol import MAX_DEPTH, MAX_NODES
 from isohub.wire.records import EnumRecord, MappingRecord, TupleRecord
@@ -250,7 +251,7 @@ class Encoder:
         source = tensor
         if type(tensor) is not torch.Tensor or tensor.requires_grad:
             tensor = tensor.detach().as_subclass(torch.Tensor)
-        if tensor.device.type != "cpu":
+        if tensor.device.type != "cpu" and not is_carried(tensor.device):
             tensor = tensor.cpu()
         if self._named and tensor.has_names():
             _say_plain("names of dimensions")
@@ -318,6 +319,7 @@ class Decoder:
         tensors: Likewise.
         remote: Makes what an ``["r", ...]`` stands for, from what follows the tag. It checks that itself.
         unpickle: Reads a caller's pickle; given by a worker only. Without it the tag is refused.
+        move: Puts each tensor where it belongs; given by a worker only.
     """
 
     def __init__(
@@ -326,11 +328,14 @@ class Decoder:
         tensors: Sequence[Any],
         remote: Callable[[List[Any]], Any],
         unpickle: Optional[Callable[[bytes], Any]] = None,
+        move: Optional[Callable[[Any], Any]] = None,
     ) -> None:
         self._storages = storages
         self._tensors = tensors
         self._remote = remote
         self._unpickle = unpickle
+        self._move = move
+        self._moved: Dict[int, Any] = {}  # by number: a tensor that is given twice stays one
         self._nodes = 0
         self._read: Set[int] = set()  # storages that were read as bytes
 
@@ -376,11 +381,21 @@ class Decoder:
             raise ProtocolError(f"number {number} in a table of {len(table)}")
         return table[number]
 
+    def _tensor(self, tree: List[Any], _depth: int) -> Any:
+        tensor = self._numbered(tree, self._tensors)
+        if self._move is None:
+            return tensor
+        if tree[1] not in self._moved:
+            self._moved[tree[1]] = self._move(tensor)
+        return self._moved[tree[1]]
+
     def _bytes(self, tree: List[Any]) -> bytes:
         storage = self._numbered(tree, self._storages)
         if tree[1] in self._read:  # an encoder gives each its own; one that is read often would multiply memory
             raise ProtocolError("bytes that are read twice")
         self._read.add(tree[1])
+        if storage.device.type != "cpu":
+            raise ProtocolError("bytes on a GPU")
         return _storage_bytes(storage)
 
     def _set(self, tree: List[Any], depth: int) -> List[Any]:
@@ -514,7 +529,7 @@ _READERS: Dict[str, Callable[[Decoder, List[Any], int], Any]] = {
     "x": lambda self, tree, depth: slice(*self._three(tree, depth)),
     "g": Decoder._range,
     "e": lambda self, tree, depth: Ellipsis,
-    "T": lambda self, tree, depth: self._numbered(tree, self._tensors),
+    "T": Decoder._tensor,
     "Z": Decoder._size,
     "y": lambda self, tree, depth: self._dtype(tree),
     "v": lambda self, tree, depth: self._device(tree),

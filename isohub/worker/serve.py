@@ -29,6 +29,7 @@ from isohub.wire.protocol import MAX_FRAME_BYTES, MAX_PARTS, MAX_REFERENCES
 from isohub.worker import storages
 from isohub.worker.caller import Caller, dump
 from isohub.worker.compiling import compile_module
+from isohub.worker.devices import mover_to, own_gpus
 from isohub.worker.downloads import Downloads
 from isohub.worker.hubconf import Hubconf, HubconfFailed, seed_everything
 from isohub.worker.modes import entered
@@ -189,17 +190,23 @@ class Server(Operations):
     def _arguments(self, question: Dict[str, Any]) -> List[Any]:
         storages: List[Any] = []
         tensors: List[Any] = []
-        claims = Claims(*question["claims"])
+        claims = Claims(*question["claims"])._replace(devices=question.get("devices", ()))
         if claims.storages:
             assert self._inbox is not None
             # A graph would keep the inbox; what it keeps is its own.
             storage_at = copying(self._inbox.address) if question.get("record") else viewing(self._inbox.carrier)
-            storages, tensors = unload(claims, self._inbox.size_bytes, storage_at)
+            place = None
+            if claims.devices:
+                self._inbox.lock_pages()
+                place = own_gpus(viewing(self._inbox.carrier))
+            storages, tensors = unload(claims, self._inbox.size_bytes, storage_at, place)
         if question.get("record"):
             self._tapes.admit(question["record"]["inputs"], tensors)
-        decoder = Decoder(storages, tensors, self._dereference, lambda data: unpickled(data, self._objects))
-        args = [decoder.decode(argument) for argument in question["args"]]
-        return args if question["target"] is None else [self._objects[question["target"]][0], *args]
+        target = [] if question["target"] is None else [self._objects[question["target"]][0]]
+        # Of a caller that has no GPU, or does not use it: the model would refuse every input.
+        move = mover_to(target[0]) if question["op"] == "call" and not claims.devices else None
+        decoder = Decoder(storages, tensors, self._dereference, lambda data: unpickled(data, self._objects), move)
+        return [*target, *(decoder.decode(argument) for argument in question["args"])]
 
     def _dereference(self, reference: List[Any]) -> Any:
         return self._objects[reference[0]][0]
@@ -220,13 +227,17 @@ class Server(Operations):
         size = cargo.size_bytes
         if size > limit:
             raise _TooLarge(f"the answer holds {size} bytes of tensors; this session takes {limit}")
-        reply = {"event": "value", "value": tree, "claims": cargo.claims, "via": "none"}
+        reply = {"event": "value", "value": tree, "claims": cargo.claims[:2], "via": "none"}
+        if cargo.claims.devices:
+            reply["devices"] = cargo.claims.devices
         if record:
             rows = encoder.differentiable
             self._tapes.keep(question["number"], [tensor for _, tensor in rows], record["limit"])
             if rows:
                 reply["recorded"] = [number for number, _ in rows]
         if size and not parcel and self._outbox is not None and size <= self._outbox.size_bytes:
+            if cargo.claims.devices:
+                self._outbox.lock_pages()
             cargo.write_to(self._outbox.address)
             reply["via"] = "outbox"
         elif size:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from isohub.errors import ProtocolError
 from isohub.wire.arena import ALIGNMENT, Arena, Cargo, Claims, copying, make_parcel, open_parcel, unload, viewing
+from isohub.wire.devices import placing
 from tests.conftest import open_descriptors
 
 LIMIT = 1 << 30
@@ -334,3 +335,35 @@ def test_a_copy_does_not_follow_the_arena():
     ctypes.memset(arena.address, 255, 16)
     assert not tensor.any()
     arena.close()
+
+
+DEVICE_ROWS = {
+    "no storage": [[1, "cuda:0"]],
+    "negative": [[-1, "cuda:0"]],
+    "twice": [[0, "cuda:0"], [0, "cuda:1"]],
+    "another kind": [[0, "cpu"]],
+    "no number": [[0, "cuda"]],
+    "a large number": [[0, "cuda:1000"]],
+    "leading zeros": [[0, "cuda:00"]],
+    "a line after it": [[0, "cuda:0\n"]],
+    "a bool": [[True, "cuda:0"]],
+    "no name": [[0, 1]],
+    "short": [[0]],
+}
+
+
+@pytest.mark.parametrize("rows", DEVICE_ROWS.values(), ids=DEVICE_ROWS)
+def test_devices_that_fit_no_storage_are_refused(rows):
+    with contextlib.closing(Arena.create(4096)) as arena, pytest.raises(ProtocolError):
+        unload(Claims([[0, 16]], [ROW], rows), arena.size_bytes, copying(arena.address))
+
+
+def test_a_storage_of_a_gpu_comes_to_the_cpu_unless_somebody_places_it():
+    with contextlib.closing(Arena.create(4096)) as arena:
+        tables = Claims([[0, 16]], [ROW], [[0, "cuda:7"]])
+        (tensor,) = unload(tables, arena.size_bytes, copying(arena.address))[1]
+        assert tensor.device.type == "cpu"
+        asked = []
+        place = placing(lambda number: asked.append(number), viewing(arena.carrier))
+        (tensor,) = unload(tables, arena.size_bytes, copying(arena.address), place)[1]
+        assert (tensor.device.type, asked) == ("cpu", [7])
