@@ -51,7 +51,7 @@ from isohub.sandbox.confine import UNCONFINED
 from isohub.sandbox.policy import Confinement, Sandbox
 from isohub.session.background import Background, Budget, Output
 from isohub.session.broker import Broker, Given
-from isohub.session.devices import Gpus
+from isohub.session.devices import Gpus, Traffic
 from isohub.session.gradients import GRAPHS_SHARE, Recording
 from isohub.session.options import Interruption
 from isohub.session.register import Row, start_ticks
@@ -61,7 +61,6 @@ from isohub.session.watchdog import Excess, Watchdog
 from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, Claims, copying, open_parcel, unload, viewing
 from isohub.wire.channel import Channel, ChannelClosed, discard
 from isohub.wire.codec import Decoder, Encoder
-from isohub.wire.devices import placing
 from isohub.wire.protocol import MAX_FRAME_BYTES, Conversation, Event, State
 
 __all__ = ["CallInterrupted", "Faulted", "Question", "Worker"]
@@ -206,8 +205,7 @@ class Worker:
         policy = placement.policy
         limit = memory_limit_bytes(Sandbox() if isinstance(policy, str) else policy)
         self._graphs_limit_bytes = int(limit * GRAPHS_SHARE)
-        self._gpus = Gpus.of(policy)
-        self._follows = False  # whether the open question has tensors of the caller's GPUs, and its answer goes there
+        self._traffic = Traffic(Gpus.of(policy))
         self._known_arenas: list[Arena] = []  # those whose descriptors the worker has
         self._next_outbox_bytes = _SMALLEST_ARENA_BYTES
         self._released: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
@@ -370,7 +368,7 @@ class Worker:
                 body, arenas = self._pack(question, other)
                 self._stage = _Stage.SENDING
                 self._conversation.ask()
-                self._channel.send(body, [arena.descriptor for arena in arenas])
+                self._channel.send(body, [*(arena.descriptor for arena in arenas), *self._traffic.descriptors])
                 self._known_arenas = [arena for arena in (self._inbox, self._outbox) if arena is not None]
                 self._stage = _Stage.READING
                 answer = self._receive(question, remote)
@@ -424,9 +422,8 @@ class Worker:
         cargo = Cargo()
         encoder = Encoder(cargo, lambda value: other(cargo, value), exact=True)
         args = [encoder.encode(argument) for argument in question.args]
-        cargo.lay_out()
-        devices = self._gpus.named_there(cargo.claims.devices)
-        self._follows = bool(devices)
+        devices = self._traffic.lay_out(cargo)
+        offer = self._traffic.offer() if devices else None
         try:
             self._make_arenas(cargo.size_bytes)
         except OSError as error:
@@ -442,6 +439,8 @@ class Worker:
             if cargo.claims.devices:
                 self._inbox.lock_pages()
             cargo.write_to(self._inbox.address)
+        if devices:
+            self._traffic.write(cargo)
         arenas = {"inbox": self._inbox, "outbox": self._outbox}
         unknown = {
             name: arena
@@ -469,6 +468,8 @@ class Worker:
         }
         if devices:
             message["devices"] = devices
+        if offer is not None:
+            message["offer"] = offer
         if question.modes:
             message["modes"] = question.modes
         if question.recording is not None:
@@ -591,25 +592,24 @@ class Worker:
         self, reply: Answer, descriptors: Sequence[int], question: Question, remote: Callable[[list[Any]], Any]
     ) -> Any:
         claims = Claims(*reply.claims, reply.devices)
-        choose = self._gpus.here if self._follows and reply.devices else None
         if len(descriptors) != (reply.via == "parcel"):
             raise ProtocolError(f"{len(descriptors)} descriptors with an answer by {reply.via}")
         if reply.via == "parcel":
             mapping = open_parcel(descriptors[0], question.limit_bytes)
             size = 0 if mapping is None else len(mapping)
-            place = None if choose is None else placing(choose, viewing(mapping))
+            place = self._traffic.placing(reply.devices, viewing(mapping))
             storages, tensors = unload(claims, size, viewing(mapping), place)
             if not question.parcel:
                 self._next_outbox_bytes = min(max(self._next_outbox_bytes, size), _LARGEST_OUTBOX_BYTES)
         elif reply.via == "outbox":
             assert self._outbox is not None
-            place = None
-            if choose is not None:
+            place = self._traffic.placing(reply.devices, viewing(self._outbox.carrier))
+            if place is not None:
                 self._outbox.lock_pages()
-                place = placing(choose, viewing(self._outbox.carrier))
             storages, tensors = unload(claims, self._outbox.size_bytes, copying(self._outbox.address), place)
         else:
-            storages, tensors = unload(claims, 0, viewing(b""))
+            place = self._traffic.placing(reply.devices, viewing(b""))
+            storages, tensors = unload(claims, 0, viewing(b""), place)
         value = Decoder(storages, tensors, remote).decode(reply.value)
         if reply.recorded:
             if question.recording is None:
@@ -621,6 +621,7 @@ class Worker:
         """Do not write to an input that the model kept; nor hold on to more than is needed."""
         if isinstance(reply, (Ready, Want)):
             return
+        self._traffic.answered(reply.took)
         if reply.kept or (self._inbox is not None and self._inbox.size_bytes > LARGEST_KEPT_BYTES):
             self._drop_inbox()
 
@@ -874,6 +875,7 @@ class Worker:
             if arena is not None:
                 arena.close()
         self._inbox = self._outbox = None
+        self._traffic.close()
         if self.row is not None:
             self.row.close()
         if self._proxy is not None:

@@ -25,9 +25,10 @@ import fcntl
 import mmap
 import os
 import weakref
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from isohub.errors import ProtocolError
+from isohub.wire.device_memory import DeviceArena
 from isohub.wire.devices import Placing, copy_down, is_carried, page_lock, read_devices, slices_of
 from isohub.wire.protocol import MAX_DIMENSIONS, MAX_TENSORS
 
@@ -37,6 +38,7 @@ __all__ = [
     "Arena",
     "Cargo",
     "Claims",
+    "aligned",
     "copying",
     "dtype_named",
     "make_parcel",
@@ -182,7 +184,7 @@ class Claims(NamedTuple):
     Attributes:
         storages: ``[offset_bytes, size_bytes]`` of each storage in the shared memory.
         tensors: ``[storage, dtype, offset_elements, shape, strides]`` of each tensor.
-        devices: ``[storage, name]`` of each storage that is a GPU's.
+        devices: ``[storage, name, direct]`` of each storage that is a GPU's; a direct one lies in that GPU's arena.
     """
 
     storages: Sequence[Sequence[int]]
@@ -193,7 +195,10 @@ class Claims(NamedTuple):
 class Cargo:
     """The tensors and bytes of one message, laid out for one copy. Side: both, as the sender."""
 
-    __slots__ = ("_blobs", "_device_sources", "_groups", "_sources", "_tensors", "claims", "size_bytes")
+    __slots__ = (
+        "_blobs", "_device_sources", "_direct_sources", "_groups", "_sources", "_tensors", "claims", "device_bytes",
+        "size_bytes",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._tensors: List[Any] = []
@@ -201,6 +206,8 @@ class Cargo:
         self._blobs: List[bytes] = []
         self._sources: List[Tuple[int, int, int]] = []  # address, offset, size
         self._device_sources: List[Tuple[Any, int]] = []  # bytes, offset
+        self._direct_sources: List[Tuple[str, Any, int]] = []  # device's name, bytes, offset
+        self.device_bytes: Dict[str, int] = {}  # by the name of a GPU
         self.claims = Claims((), ())
         self.size_bytes = 0
 
@@ -217,26 +224,24 @@ class Cargo:
         self._blobs.append(blob)
         return len(self._blobs) - 1
 
-    def lay_out(self) -> None:
-        """Fix the tables: after this nothing is added, and `claims` and `size_bytes` hold."""
+    def lay_out(self, room: Optional[Mapping[str, int]] = None) -> None:
+        """Fix the tables: after this nothing is added, and `claims`, `size_bytes` and `device_bytes` hold.
+
+        Args:
+            room: Bytes of the arena on each GPU, by its name. What does not fit goes by host memory.
+        """
         storages: List[List[int]] = []
         rows: List[Any] = [None] * len(self._tensors)
         devices: List[Any] = []
         offset = 0
         for blob in self._blobs:
             storages.append([offset, len(blob)])
-            offset += -(-len(blob) // ALIGNMENT) * ALIGNMENT
+            offset += aligned(len(blob))
         for members in self._groups.values():
             start, end = self._span(members)
             first = self._tensors[members[0]]
             address = first.untyped_storage().data_ptr() + start if end > start else 0
-            number = len(storages)
-            storages.append([offset, end - start])
-            if is_carried(first.device):
-                devices.append([number, str(first.device)])
-                self._device_sources.append((_bytes_of(first, start, end), offset))
-            else:
-                self._sources.append((address, offset, end - start))
+            number, size = len(storages), end - start
             for member in members:
                 tensor = self._tensors[member]
                 shift = start // tensor.element_size() if tensor.numel() else tensor.storage_offset()
@@ -248,7 +253,21 @@ class Cargo:
                     list(tensor.shape),
                     list(tensor.stride()),
                 ]
-            offset += -(-(end - start) // ALIGNMENT) * ALIGNMENT
+            if is_carried(first.device):
+                name, held = str(first.device), _bytes_of(first, start, end)
+                used = self.device_bytes.get(name, 0)
+                self.device_bytes[name] = used + aligned(size)
+                direct = room is not None and self.device_bytes[name] <= room.get(name, 0)
+                devices.append([number, name, direct])
+                if direct:
+                    storages.append([used, size])
+                    self._direct_sources.append((name, held, used))
+                    continue
+                self._device_sources.append((held, offset))
+            else:
+                self._sources.append((address, offset, size))
+            storages.append([offset, size])
+            offset += aligned(size)
         self.claims = Claims(storages, rows, devices)
         self.size_bytes = offset
 
@@ -284,6 +303,17 @@ class Cargo:
             if held.numel():
                 copy_down(held, address + offset, held.numel())
 
+    def write_devices(self, arenas: Mapping[str, DeviceArena]) -> None:
+        """Copy what goes direct to the arenas on the GPUs; it is there when this returns.
+
+        Args:
+            arenas: By the names of this side's devices; those that `lay_out` had room in.
+        """
+        for name, held, offset in self._direct_sources:
+            arenas[name].write(held, offset)
+        for name in {name for name, _, _ in self._direct_sources}:
+            arenas[name].wait()
+
     def write_file(self, descriptor: int) -> None:
         """Copy everything to a file by ``pwrite``, so that it need not be mapped.
 
@@ -298,6 +328,11 @@ class Cargo:
         for held, offset in self._device_sources:
             for place, data in slices_of(held):
                 _write_whole(descriptor, data, offset + place)
+
+
+def aligned(size: int) -> int:
+    """What a storage of that size takes in shared memory, bytes."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _bytes_of(tensor: Any, start: int, end: int) -> Any:
@@ -473,15 +508,20 @@ def unload(
     devices = read_devices(claims.devices, len(claims.storages)) if claims.devices else {}
     storages: List[Any] = []
     total = 0
-    for placed_at in claims.storages:
+    for number, placed_at in enumerate(claims.storages):
         offset, size = _whole_numbers(placed_at, 2)
+        name, direct = devices.get(number, ("", False))
+        if direct:
+            if place is None:
+                raise ProtocolError("a storage in the memory of a GPU that nobody shares")
+            storages.append(place(name, direct, offset, size))
+            continue
         if offset + size > size_bytes or offset % ALIGNMENT:
             raise ProtocolError(f"a storage at {offset} of {size} bytes in {size_bytes} bytes of memory")
         total += size
         if total > size_bytes:  # entries that overlap would multiply what is copied
             raise ProtocolError(f"storages of more than {size_bytes} bytes in {size_bytes} bytes of memory")
-        name = devices.get(len(storages)) if place is not None else None
-        placed = place(name, offset, size) if place is not None and name is not None else None
+        placed = place(name, direct, offset, size) if place is not None and name else None
         storages.append(storage_at(offset, size) if placed is None else placed)
     tensors: List[Any] = []
     looked_at = 0

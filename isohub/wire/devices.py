@@ -1,10 +1,11 @@
-"""Storages of a GPU, on their way through shared host memory.
+"""Storages of a GPU, on their way through shared memory.
 
 1. A tensor of a CUDA device crosses by host memory like any other, with its device's name beside its storage. Which
    device the other side has for it, if any, that side says: a name is a wish, and the data are whole without it.
 2. Shared memory that such data pass is page-locked once, where the driver lets us, so that the GPU reads and writes
    it directly. Where it does not, copies are slower and the same.
-3. What a GPU has is copied in and out before anyone relies on it; no side ever maps the other's device memory.
+3. Direct ones lie in an arena on the GPU instead (`device_memory`), where both sides have one.
+4. What a GPU has is copied in and out before anyone relies on it.
 
 Side: both. Trust: in the caller, names are a worker's. Source: the CUDA Runtime API, 5.9 ("cudaHostRegister").
 """
@@ -16,6 +17,7 @@ import weakref
 from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple
 
 from isohub.errors import ProtocolError, printable
+from isohub.wire.device_memory import DeviceArena
 
 __all__ = ["Placing", "copy_down", "is_carried", "page_lock", "placing", "read_devices", "slices_of"]
 
@@ -25,8 +27,8 @@ _SLICE_BYTES = 32 << 20
 #: Locking pages costs some 100 µs, which smaller copies do not win back.
 _SMALLEST_LOCKED_BYTES = 1 << 20
 
-#: Makes the storage of (device's name, offset, size), or None for one that stays in host memory.
-Placing = Callable[[str, int, int], Any]
+#: Makes the storage of (device's name, whether direct, offset, size), or None for one that stays in host memory.
+Placing = Callable[[str, bool, int, int], Any]
 
 
 def is_carried(device: Any) -> bool:
@@ -34,36 +36,50 @@ def is_carried(device: Any) -> bool:
     return bool(device.type == "cuda")
 
 
-def read_devices(rows: Sequence[Sequence[Any]], count: int) -> Mapping[int, str]:
-    """The devices' names by the number of their storage.
+def read_devices(rows: Sequence[Sequence[Any]], count: int) -> Mapping[int, Tuple[str, bool]]:
+    """The devices' names by the number of their storage, and whether it is a direct one.
 
     Args:
-        rows: ``[storage, name]`` each. Trust: in the caller, a worker's.
+        rows: ``[storage, name, direct]`` each. Trust: in the caller, a worker's.
         count: How many storages there are.
 
     Raises:
         ProtocolError: A number is not there or comes twice, or a name is none.
     """
-    devices: Dict[int, str] = {}
+    devices: Dict[int, Tuple[str, bool]] = {}
     for row in rows:
-        if len(row) != 2 or type(row[0]) is not int or not 0 <= row[0] < count or row[0] in devices:
+        if len(row) != 3 or type(row[2]) is not bool:
+            raise ProtocolError("a row of devices that is none")
+        if type(row[0]) is not int or not 0 <= row[0] < count or row[0] in devices:
             raise ProtocolError("a device of a storage that is none, or has one")
         if type(row[1]) is not str or not _NAME.match(row[1]):
             raise ProtocolError(f"{printable(str(row[1])[:40])!r} where a GPU's name belongs")
-        devices[row[0]] = row[1]
+        devices[row[0]] = row[1], row[2]
     return devices
 
 
-def placing(choose: Callable[[int], Any], view: Callable[[int, int], Any]) -> Placing:
-    """Storages on the device that `choose` has for a name's number, copied from host memory.
+def placing(
+    choose: Callable[[int], Any], view: Callable[[int, int], Any], arena_of: Callable[[str], Optional[DeviceArena]]
+) -> Placing:
+    """Storages on the device that `choose` has for a name's number, copied from shared memory.
 
     Args:
         choose: A ``torch.device`` for the other side's number, or None to leave the data on the CPU.
-        view: Storages of (offset, size) that are the memory itself.
+        view: Storages of (offset, size) that are the host memory itself.
+        arena_of: The arena on the GPU of that name, or None where there is none.
     """
     import torch
 
-    def place(name: str, offset: int, size: int) -> Optional[Any]:
+    taken: Dict[str, int] = {}
+
+    def place(name: str, direct: bool, offset: int, size: int) -> Optional[Any]:
+        if direct:
+            arena = arena_of(name)
+            # Those that overlap would multiply what is copied.
+            taken[name] = taken.get(name, 0) + size
+            if arena is None or max(offset + size, taken[name]) > arena.size_bytes:
+                raise ProtocolError(f"a storage at {offset} of {size} bytes in the memory of {name}")
+            return arena.copied(offset, size)
         device = choose(int(name[5:]))
         if device is None:
             return None

@@ -29,7 +29,7 @@ from isohub.wire.protocol import MAX_FRAME_BYTES, MAX_PARTS, MAX_REFERENCES
 from isohub.worker import storages
 from isohub.worker.caller import Caller, dump
 from isohub.worker.compiling import compile_module
-from isohub.worker.devices import mover_to, own_gpus
+from isohub.worker.devices import SharedGpus, mover_to
 from isohub.worker.downloads import Downloads
 from isohub.worker.hubconf import Hubconf, HubconfFailed, seed_everything
 from isohub.worker.modes import entered
@@ -102,6 +102,7 @@ class Server(Operations):
         self._downloads = downloads
         self._hubconf = Hubconf()
         self._tapes = Tapes()
+        self._gpus = SharedGpus()
         self._objects: Dict[int, Tuple[Any, int]] = {}  # number: object, how often it was sent
         self._numbers: Dict[int, int] = {}  # id: number
         self._next = 1
@@ -121,6 +122,9 @@ class Server(Operations):
         """One answer, whatever happens: a frame's body, and descriptors that the sender then closes."""
         number = question["number"]
         self._attach(question["arenas"], descriptors)
+        took = None
+        if "offer" in question:
+            took = self._gpus.take(question["offer"], descriptors[len(question["arenas"]) :])
         try:
             self._tapes.forget(question["forgotten"])
             if question["released"]:
@@ -130,6 +134,8 @@ class Server(Operations):
         except BaseException as error:
             reply, parcel = _describe(error), None
         reply["number"] = number
+        if took is not None:
+            reply["took"] = took
         # After the exception and everything that it held are gone.
         reply["kept"] = self._inbox_is_held()
         if reply["kept"] or (self._inbox is not None and self._inbox.size_bytes > LARGEST_KEPT_BYTES):
@@ -139,7 +145,8 @@ class Server(Operations):
             if parcel is not None:
                 os.close(parcel)
             too_large = _TooLarge(f"the answer takes {len(body)} bytes of text; the wire takes {MAX_FRAME_BYTES}")
-            return dump({**_describe(too_large), "number": number, "kept": reply["kept"]}), []
+            told = {"number": number, "kept": reply["kept"], **({} if took is None else {"took": took})}
+            return dump({**_describe(too_large), **told}), []
         return body, [] if parcel is None else [parcel]
 
     def _attach(self, arenas: Sequence[str], descriptors: Sequence[int]) -> None:
@@ -192,14 +199,16 @@ class Server(Operations):
         tensors: List[Any] = []
         claims = Claims(*question["claims"])._replace(devices=question.get("devices", ()))
         if claims.storages:
-            assert self._inbox is not None
+            inbox = self._inbox  # without one nothing has a size
+            view = viewing(b"" if inbox is None else inbox.carrier)
             # A graph would keep the inbox; what it keeps is its own.
-            storage_at = copying(self._inbox.address) if question.get("record") else viewing(self._inbox.carrier)
+            storage_at = copying(inbox.address) if question.get("record") and inbox is not None else view
             place = None
             if claims.devices:
-                self._inbox.lock_pages()
-                place = own_gpus(viewing(self._inbox.carrier))
-            storages, tensors = unload(claims, self._inbox.size_bytes, storage_at, place)
+                if inbox is not None:
+                    inbox.lock_pages()
+                place = self._gpus.placing(view)
+            storages, tensors = unload(claims, 0 if inbox is None else inbox.size_bytes, storage_at, place)
         if question.get("record"):
             self._tapes.admit(question["record"]["inputs"], tensors)
         target = [] if question["target"] is None else [self._objects[question["target"]][0]]
@@ -223,10 +232,12 @@ class Server(Operations):
             encoder = Encoder(cargo, self._refer)
             self._referred = 0
             tree = self._refer(value)
-        cargo.lay_out()
+        cargo.lay_out(self._gpus.room if question.get("devices") else None)
         size = cargo.size_bytes
-        if size > limit:
-            raise _TooLarge(f"the answer holds {size} bytes of tensors; this session takes {limit}")
+        total = size + sum(cargo.device_bytes.values())
+        if total > limit:
+            raise _TooLarge(f"the answer holds {total} bytes of tensors; this session takes {limit}")
+        cargo.write_devices(self._gpus.outboxes)
         reply = {"event": "value", "value": tree, "claims": cargo.claims[:2], "via": "none"}
         if cargo.claims.devices:
             reply["devices"] = cargo.claims.devices

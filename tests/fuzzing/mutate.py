@@ -254,7 +254,11 @@ def _change_claims(chance: Random, message: Any) -> Any:
         )
         return message
     if chance.random() < 0.1:
-        message.setdefault("devices", []).append([chance.randint(-1, 3), chance.choice(_DEVICES)])
+        rows = message.setdefault("devices", [])
+        if type(rows) is list:
+            rows.append([chance.randint(-1, 3), chance.choice(_DEVICES), chance.random() < 0.3])
+        if chance.random() < 0.2:
+            message["took"] = chance.choice(_DEVICES)
         return message
     rows = [row for row in claims[chance.randrange(2)] if type(row) is list and row] if type(claims[0]) is list else []
     if not rows:

@@ -295,6 +295,49 @@ def test_shared_memory_is_page_locked_on_both_sides(same):
     assert any(done for _, done in same.run(locked))
 
 
+def test_memory_of_the_gpu_is_shared_from_the_second_call_on(session, repo):
+    handle = session.load(repo, "same", device="cuda", sandbox=isohub.Sandbox(gpu=0))
+    traffic = handle._isohub.worker._traffic
+    value = torch.randn(20 << 20, device="cuda")
+    for _ in range(3):  # one that goes by host memory, and by then what is needed is known
+        assert equal(handle(value), value)
+    (pair,) = traffic._pairs.values()
+    assert pair.taken
+    assert min(pair.inbox.size_bytes, pair.outbox.size_bytes) >= value.nbytes
+    assert equal(handle([value, value[5:], 2 * value[:100]])[2], 2 * value[:100])
+    before = pair.outbox
+    for size in (100, 1 << 26):  # the second is too large for either
+        other = torch.randn(size, device="cuda")
+        assert equal(handle(other), other)
+    assert traffic._pairs["cuda:0"].outbox is before
+    kept = handle(value)
+    handle(value + 1)
+    assert equal(kept, value)  # no view of what the next answer overwrites
+    handle.close()
+
+
+def test_a_worker_that_maps_nothing_gets_all_by_host_memory(session, repo, monkeypatch):
+    handle = session.load(repo, "same", device="cuda", sandbox=isohub.Sandbox(gpu=True, output=1 << 22))
+
+    def refuse(module):
+        from isohub.wire import device_memory
+
+        def attach(descriptor, number, size_bytes):
+            import os as remote_os
+
+            remote_os.close(descriptor)
+            raise OSError("none")
+
+        device_memory.DeviceArena.attach = attach
+
+    handle.run(refuse)
+    value = torch.randn(1 << 20, device="cuda")
+    for _ in range(3):
+        assert equal(handle(value), value)
+    assert handle._isohub.worker._traffic._pairs == {}
+    assert handle._isohub.worker.alive
+
+
 def test_a_gpu_out_of_memory_is_the_repo_s_error(same):
     with pytest.raises(errors.RemoteError, match="out of memory"):
         same.fill(512)

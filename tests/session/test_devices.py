@@ -7,7 +7,7 @@ import torch
 
 import isohub
 from isohub import errors
-from isohub.session.devices import Gpus, checked_device, gpu_variables
+from isohub.session.devices import Gpus, Traffic, checked_device, gpu_variables
 
 
 def test_what_names_a_device_with_memory():
@@ -80,13 +80,26 @@ def test_a_policy_s_numbers_are_those_within_the_variable(hub, monkeypatch):
 
 
 def test_devices_are_named_as_each_side_numbers_them(monkeypatch):
-    rows = [(0, "cuda:0"), (2, "cuda:3")]
-    assert Gpus.of("none").named_there(rows) == rows
-    assert Gpus.of(isohub.Sandbox(gpu=True)).named_there(rows) == rows
-    assert Gpus.of(isohub.Sandbox()).named_there(rows) == []
-    assert Gpus.of(isohub.Sandbox(gpu=(3, 1))).named_there(rows) == [(2, "cuda:0")]
+    def there(policy):
+        return [Gpus.of(policy).there(name) for name in ("cuda:0", "cuda:3")]
+
+    assert there("none") == there(isohub.Sandbox(gpu=True)) == ["cuda:0", "cuda:3"]
+    assert there(isohub.Sandbox()) == [None, None]
+    assert there(isohub.Sandbox(gpu=(3, 1))) == [None, "cuda:0"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     some = Gpus.of(isohub.Sandbox(gpu=(3, 1)))
     assert [some.here(number) for number in range(3)] == [torch.device("cuda", 3), torch.device("cuda", 1), None]
     assert Gpus(None).here(3) == torch.device("cuda", 3)
     assert Gpus(None).here(4) is None  # a worker may say any number
+
+
+def test_arenas_that_nobody_offered_are_not_taken():
+    traffic = Traffic(Gpus(None))
+    traffic.answered(None)
+    with pytest.raises(errors.ProtocolError, match="nobody offered"):
+        traffic.answered("cuda:0")
+
+
+def test_an_empty_tensor_needs_no_memory(hub):
+    with isohub.Session(timeout_s=60) as own:
+        assert own.load(hub("good"), "mlp").run(lambda module, x: tuple(x.shape), torch.empty(0, 4)) == (0, 4)
