@@ -5,8 +5,8 @@
 2. A worker that sees some of the caller's GPUs numbers them from 0, as ``CUDA_VISIBLE_DEVICES`` does: a choice, and no
    wall between GPUs.
 3. The answer to a question with tensors of the caller's GPUs comes to the GPUs that it is on; any other to the CPU.
-4. The first such question goes by host memory, and offers the worker arenas on the GPU. What it takes is used from
-   then on, for what fits; what it cannot map never is.
+4. The first such question goes by host memory, and offers the worker arenas on the GPU. What it takes is used from the
+   next question on, by both, for what fits; what it cannot map never is.
 
 Side: caller. Trust: what a worker takes is one of the names that it was offered; the rest is checked by the wire.
 Source: ``torch.device``; torch 2.13 takes "meta" for a module and drops its data; CUDA's ``CUDA_VISIBLE_DEVICES``.
@@ -23,7 +23,7 @@ import torch
 
 from isohub.errors import PolicyError, ProtocolError
 from isohub.sandbox.policy import Sandbox
-from isohub.wire.arena import Cargo, aligned
+from isohub.wire.arena import SMALLEST_DIRECT_BYTES, Cargo, aligned
 from isohub.wire.device_memory import DeviceArena
 from isohub.wire.devices import Placing, placing
 
@@ -86,7 +86,7 @@ class _Pair:
             OSError: The GPU has no room, or its driver no such memory.
         """
         number = int(name[5:])
-        self.name, self.there, self.taken = name, there, False
+        self.name, self.there = name, there
         self.inbox = DeviceArena.create(number, sizes[0])
         try:
             self.outbox = DeviceArena.create(number, sizes[1])
@@ -112,6 +112,7 @@ class Traffic:
         self._pairs: dict[str, _Pair] = {}  # by the worker's name
         self._needs: dict[str, list[int]] = {}  # by the caller's name: the most bytes that went, that came
         self._offered: _Pair | None = None  # with the open question
+        self._taken: _Pair | None = None  # with the last one: used from the next on
         self._without: set[str] = set()  # the caller's names of those that have none
 
     def lay_out(self, cargo: Cargo) -> list[tuple[int, str, bool]]:
@@ -119,7 +120,12 @@ class Traffic:
         if self._offered is not None:  # of a question that was not sent
             self._offered.close()
             self._offered = None
-        cargo.lay_out({pair.name: pair.inbox.size_bytes for pair in self._pairs.values() if pair.taken})
+        if self._taken is not None:
+            before = self._pairs.get(self._taken.there)
+            self._pairs[self._taken.there], self._taken = self._taken, None
+            if before is not None:
+                before.close()
+        cargo.lay_out({pair.name: pair.inbox.size_bytes for pair in self._pairs.values()})
         named = [(row[0], self._gpus.there(row[1]), row[2]) for row in cargo.claims.devices]
         rows = [(storage, there, direct) for storage, there, direct in named if there is not None]
         self.follows = bool(rows)
@@ -177,11 +183,7 @@ class Traffic:
             self._without.add(offered.name)
             offered.close()
             return
-        before = self._pairs.get(offered.there)
-        self._pairs[offered.there] = offered
-        offered.taken = True
-        if before is not None:
-            before.close()
+        self._taken = offered
 
     def placing(self, claimed_devices: Sequence[Sequence[Any]], view: Any) -> Placing | None:
         """How an answer's storages come to the caller's GPUs; None where they stay on the CPU.
@@ -202,7 +204,7 @@ class Traffic:
 
         def noted(name: str, direct: bool, offset: int, size: int) -> Any:
             device = self._gpus.here(int(name[5:]))
-            if device is not None:
+            if device is not None and size >= SMALLEST_DIRECT_BYTES:
                 totals[name] = totals.get(name, 0) + aligned(size)
                 self._need(str(device), 1, totals[name])
             return place(name, direct, offset, size)
@@ -211,10 +213,11 @@ class Traffic:
 
     def close(self) -> None:
         """Let all of it go."""
-        for pair in (*self._pairs.values(), *([] if self._offered is None else [self._offered])):
-            pair.close()
+        for pair in (*self._pairs.values(), self._offered, self._taken):
+            if pair is not None:
+                pair.close()
         self._pairs.clear()
-        self._offered = None
+        self._offered = self._taken = None
 
     def _need(self, name: str, way: int, size_bytes: int) -> None:
         needs = self._needs.setdefault(name, [0, 0])

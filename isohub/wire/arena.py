@@ -35,6 +35,7 @@ from isohub.wire.protocol import MAX_DIMENSIONS, MAX_TENSORS
 __all__ = [
     "ALIGNMENT",
     "LARGEST_KEPT_BYTES",
+    "SMALLEST_DIRECT_BYTES",
     "Arena",
     "Cargo",
     "Claims",
@@ -80,6 +81,9 @@ _DTYPE_SIZES = {
 }  # fmt: skip
 
 _dtypes: Dict[str, Tuple[Any, int]] = {}
+
+#: Smaller ones are as fast by host memory: two waits for a GPU's stream take 100 µs (docs/decisions/0019).
+SMALLEST_DIRECT_BYTES = 4 << 20
 
 # One view that covers less than this share of its storage is sent as a contiguous copy instead.
 _SPARSE_VIEW_RATIO = 2
@@ -207,7 +211,7 @@ class Cargo:
         self._sources: List[Tuple[int, int, int]] = []  # address, offset, size
         self._device_sources: List[Tuple[Any, int]] = []  # bytes, offset
         self._direct_sources: List[Tuple[str, Any, int]] = []  # device's name, bytes, offset
-        self.device_bytes: Dict[str, int] = {}  # by the name of a GPU
+        self.device_bytes: Dict[str, int] = {}  # what could go direct, by the name of a GPU
         self.claims = Claims((), ())
         self.size_bytes = 0
 
@@ -255,9 +259,10 @@ class Cargo:
                 ]
             if is_carried(first.device):
                 name, held = str(first.device), _bytes_of(first, start, end)
-                used = self.device_bytes.get(name, 0)
-                self.device_bytes[name] = used + aligned(size)
-                direct = room is not None and self.device_bytes[name] <= room.get(name, 0)
+                used, direct = self.device_bytes.get(name, 0), False
+                if size >= SMALLEST_DIRECT_BYTES:
+                    self.device_bytes[name] = used + aligned(size)
+                    direct = room is not None and self.device_bytes[name] <= room.get(name, 0)
                 devices.append([number, name, direct])
                 if direct:
                     storages.append([used, size])
@@ -270,6 +275,11 @@ class Cargo:
             offset += aligned(size)
         self.claims = Claims(storages, rows, devices)
         self.size_bytes = offset
+
+    @property
+    def direct_bytes(self) -> int:
+        """What goes by arenas on GPUs."""
+        return sum(held.numel() for _, held, _ in self._direct_sources)
 
     def _span(self, members: List[int]) -> Tuple[int, int]:
         """First and last byte, within their storage, that these tensors touch."""

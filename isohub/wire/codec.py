@@ -335,7 +335,7 @@ class Decoder:
         self._remote = remote
         self._unpickle = unpickle
         self._move = move
-        self._moved: Dict[int, Any] = {}  # by number: a tensor that is given twice stays one
+        self._moved: Dict[Any, Any] = {}  # by place: a tensor that is given twice stays one
         self._nodes = 0
         self._read: Set[int] = set()  # storages that were read as bytes
 
@@ -385,9 +385,10 @@ class Decoder:
         tensor = self._numbered(tree, self._tensors)
         if self._move is None:
             return tensor
-        if tree[1] not in self._moved:
-            self._moved[tree[1]] = self._move(tensor)
-        return self._moved[tree[1]]
+        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) if tensor.numel() else tree[1]
+        if place not in self._moved:
+            self._moved[place] = self._move(tensor)
+        return self._moved[place]
 
     def _bytes(self, tree: List[Any]) -> bytes:
         storage = self._numbered(tree, self._storages)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import types
-from typing import Any, Callable, Dict, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple
 
 from isohub.wire.device_memory import DeviceArena
 from isohub.wire.devices import Placing, placing
@@ -19,11 +19,22 @@ __all__ = ["SharedGpus", "mover_to"]
 
 
 class SharedGpus:
-    """What this worker has mapped of the caller's arenas on GPUs, by their names here."""
+    """What this worker has mapped of the caller's arenas on GPUs, by their names here.
+
+    Attributes:
+        outboxes: For answers.
+    """
 
     def __init__(self) -> None:
         self._inboxes: Dict[str, DeviceArena] = {}
         self.outboxes: Dict[str, DeviceArena] = {}
+        self._taken: Optional[Tuple[str, DeviceArena, DeviceArena]] = None
+
+    def begin(self) -> None:
+        """Use what was taken with the last question from this one on, as the caller does."""
+        if self._taken is not None:
+            name, inbox, outbox = self._taken
+            self._inboxes[name], self.outboxes[name], self._taken = inbox, outbox, None
 
     def take(self, offer: Mapping[str, Any], descriptors: Sequence[int]) -> Optional[str]:
         """Map what is offered; its name, or None where it cannot be mapped. The descriptors are closed."""
@@ -38,7 +49,7 @@ class SharedGpus:
             outbox = DeviceArena.attach(descriptors[1], number, sizes[1])
         except (OSError, RuntimeError):
             return None
-        self._inboxes[name], self.outboxes[name] = inbox, outbox
+        self._taken = str(name), inbox, outbox
         return str(name)
 
     @property

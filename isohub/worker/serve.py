@@ -122,6 +122,7 @@ class Server(Operations):
         """One answer, whatever happens: a frame's body, and descriptors that the sender then closes."""
         number = question["number"]
         self._attach(question["arenas"], descriptors)
+        self._gpus.begin()
         took = None
         if "offer" in question:
             took = self._gpus.take(question["offer"], descriptors[len(question["arenas"]) :])
@@ -234,7 +235,7 @@ class Server(Operations):
             tree = self._refer(value)
         cargo.lay_out(self._gpus.room if question.get("devices") else None)
         size = cargo.size_bytes
-        total = size + sum(cargo.device_bytes.values())
+        total = size + cargo.direct_bytes
         if total > limit:
             raise _TooLarge(f"the answer holds {total} bytes of tensors; this session takes {limit}")
         cargo.write_devices(self._gpus.outboxes)
