@@ -561,11 +561,14 @@ class Worker:
         self._say(given, want.wish)
 
     def _await(self, descriptor: int) -> None:
-        """Return when this can be read; raise when the worker ends before, or time is over."""
+        """Return when this can be read; raise when the worker ends before, time is over, or the call is given up."""
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         poll.register(self._status.fileno(), select.POLLIN)
         poll.register(self._channel.fileno(), 0)  # its end alone
+        interruption = -1 if self._interruption is None else self._interruption.fileno()
+        if interruption >= 0:
+            poll.register(interruption, select.POLLIN)
         while True:
             ready = dict(poll.poll(_milliseconds(self._deadline)))
             if self._deadline is not None and time.monotonic() >= self._deadline:
@@ -574,6 +577,8 @@ class Worker:
                 raise ChannelClosed
             if descriptor in ready:
                 return
+            if interruption in ready:
+                raise CallInterrupted
 
     def _say(self, given: Given, wish: int) -> None:
         """Tell the worker what came of its wish."""
