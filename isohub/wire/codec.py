@@ -452,8 +452,19 @@ class Decoder:
             raise ProtocolError(f"a dtype {printable(name[:40])!r}, which is not among those that may cross")
         return known[0]
 
+    def _numpy(self) -> Any:
+        try:
+            import numpy
+        except ImportError as error:
+            if self._unpickle is None:
+                raise ProtocolError("a numpy value, and numpy is not installed here") from error
+            raise ImportError(
+                "an argument is a numpy value, and numpy is not installed where this repo runs"
+            ) from error
+        return numpy
+
     def _array(self, tree: List[Any]) -> Any:
-        _numpy()
+        self._numpy()
         tensor = self._numbered(tree, self._tensors)
         try:
             return tensor.numpy()
@@ -466,7 +477,7 @@ class Decoder:
         value = self.decode(tree[2], depth)
         if type(value) not in (bool, int, float, complex):
             raise ProtocolError("a numpy scalar that is no number")
-        numpy = _numpy()
+        numpy = self._numpy()
         dtype = numpy.dtype(tree[1])
         try:
             held = dtype.kind not in "iu" or numpy.iinfo(dtype).min <= value <= numpy.iinfo(dtype).max
@@ -498,7 +509,7 @@ class Decoder:
         return MappingRecord(record.class_name, list(record.items()), [_name(name) for name in tree[2]])
 
     def _other_array(self, tree: List[Any], depth: int) -> Any:
-        return read_array(self, _numpy(), tree, depth)
+        return read_array(self, self._numpy(), tree, depth)
 
     def _enum(self, tree: List[Any], depth: int) -> Any:
         if len(tree) != 4:
@@ -628,14 +639,6 @@ def _check_keys(keys: Sequence[Any]) -> None:
 
 def _storage_bytes(storage: Any) -> bytes:
     return ctypes.string_at(storage.data_ptr(), storage.nbytes()) if storage.nbytes() else b""
-
-
-def _numpy() -> Any:
-    try:
-        import numpy
-    except ImportError as error:
-        raise ProtocolError("a numpy value, and numpy is not installed here") from error
-    return numpy
 
 
 def _class_name(value: Any) -> str:
