@@ -13,7 +13,6 @@ import inspect as inspect_module
 import logging
 import os
 import secrets
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -35,6 +34,7 @@ from isohub.checking import (
     merged,
 )
 from isohub.environments.dependencies import missing_error, parse_dependencies, unmet
+from isohub.environments.runtime import HOST
 from isohub.errors import ConfinementError, EnvironmentBuildError, PolicyError, SessionClosedError, printable
 from isohub.repos.catalog import Catalog, Wanted, is_offline
 from isohub.repos.disk import make_root
@@ -516,7 +516,7 @@ class Session:
             )
             status = checkout.path.stat()
             key = WorkerKey(
-                python=sys.executable,
+                runtime=HOST,
                 path=str(checkout.path),
                 commit=checkout.commit,
                 place=(status.st_dev, status.st_ino),

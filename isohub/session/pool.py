@@ -18,7 +18,6 @@ import contextlib
 import logging
 import math
 import os
-import sys
 import threading
 import time
 import weakref
@@ -26,6 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from isohub.environments.runtime import HOST, Runtime
 from isohub.errors import SessionClosedError, WorkerStartError, WorkerTimeoutError
 from isohub.sandbox.policy import NONE
 from isohub.session.background import Background
@@ -54,7 +54,7 @@ class WorkerKey:
     """What two loads must have in common to share a worker.
 
     Attributes:
-        python: The interpreter.
+        runtime: The environment that it runs on.
         path: The checkout's directory.
         commit: Its commit: a local directory has another one after each change.
         place: Device and inode of that directory: after a forced refetch it is another one.
@@ -64,7 +64,7 @@ class WorkerKey:
         reference: For people: what was loaded.
     """
 
-    python: str
+    runtime: Runtime
     path: str
     commit: str
     place: tuple[int, int]
@@ -102,28 +102,28 @@ class Pool:
         self._room = threading.Condition(self._lock)
         self._ending = 0  # workers that have left the entries and are not gone yet
         self._entries: dict[WorkerKey, _Entry] = {}
-        self._zygotes: dict[tuple[str, bool], Zygote] = {}
+        self._zygotes: dict[tuple[Runtime, bool], Zygote] = {}
         self._closed = False
         # At the latest when nobody can reach the pool any more, or Python ends.
         self._finalizer = weakref.finalize(
             self, _end, os.getpid(), self._entries, self._zygotes, self.background, self._watchdog, self._register
         )
 
-    def warm(self, python: str = sys.executable, *, confined: bool = True) -> Zygote:
+    def warm(self, runtime: Runtime = HOST, *, confined: bool = True) -> Zygote:
         """The environment's zygote, started if need be. Returns before it is ready.
 
         Args:
-            python: The environment's interpreter.
+            runtime: The environment's interpreter and packages.
             confined: Whether for workers that get namespaces; those without are another zygote's.
         """
-        key = python, confined
+        key = runtime, confined
         with self._lock:
             self._check_open()
             zygote = self._zygotes.get(key)
             if zygote is None or not zygote.alive():
                 if zygote is not None:
                     zygote.close()
-                zygote = self._zygotes[key] = Zygote(python, self.background, confined=confined)
+                zygote = self._zygotes[key] = Zygote(runtime, self.background, confined=confined)
             return zygote
 
     @contextlib.contextmanager
@@ -138,7 +138,7 @@ class Pool:
         try:
             with entry.starting:
                 if entry.worker is None:
-                    zygote = self.warm(key.python, confined=key.placement.policy != NONE)
+                    zygote = self.warm(key.runtime, confined=key.placement.policy != NONE)
                     worker = zygote.spawn(key.name, key.commit, timeout_s, key.placement, self._watchdog)
                     worker.row = self._register.enter(
                         name=key.name,
@@ -148,6 +148,9 @@ class Pool:
                         ticks=worker.ticks,
                         active=tuple(worker.confinement.active),
                         missing=tuple(worker.confinement.missing),
+                        environment=worker.runtime.key,
+                        python=worker.versions.python,
+                        torch=worker.versions.torch,
                     )
                     with self._lock:
                         entry.worker = worker
@@ -300,7 +303,7 @@ class Pool:
 def _end(
     pid: int,
     entries: dict[WorkerKey, _Entry],
-    zygotes: dict[tuple[str, bool], Zygote],
+    zygotes: dict[tuple[Runtime, bool], Zygote],
     background: Background,
     watchdog: Watchdog,
     register: Register,

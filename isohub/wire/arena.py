@@ -40,6 +40,7 @@ __all__ = [
     "dtype_named",
     "make_parcel",
     "open_parcel",
+    "storage_of",
     "unload",
     "viewing",
 ]
@@ -92,6 +93,14 @@ def dtype_named(name: str) -> Optional[Tuple[Any, int]]:
         if dtype is not None:
             known = _dtypes[name] = dtype, _DTYPE_SIZES[name]
     return known
+
+
+def storage_of(tensor: Any) -> Any:
+    """A tensor's untyped storage, by the name that its torch has for it."""
+    try:
+        return tensor.untyped_storage()
+    except AttributeError:
+        return tensor._storage()  # torch 1.13
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -200,7 +209,7 @@ class Cargo:
         """Take a dense CPU tensor without conjugate or negative bit; returns its number in the table."""
         number = len(self._tensors)
         self._tensors.append(tensor)
-        address = tensor.untyped_storage().data_ptr()
+        address = storage_of(tensor).data_ptr()
         self._groups.setdefault(address if address else -1 - number, []).append(number)
         return number
 
@@ -220,7 +229,7 @@ class Cargo:
         for members in self._groups.values():
             start, end = self._span(members)
             first = self._tensors[members[0]]
-            address = first.untyped_storage().data_ptr() + start if end > start else 0
+            address = storage_of(first).data_ptr() + start if end > start else 0
             number = len(storages)
             storages.append([offset, end - start])
             self._sources.append((address, offset, end - start))
@@ -360,8 +369,8 @@ def viewing(memory: Any) -> Callable[[int, int], Any]:
 
     def storage(offset: int, size: int) -> Any:
         if size == 0:
-            return torch.empty(0, dtype=torch.uint8).untyped_storage()
-        return torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=offset).untyped_storage()
+            return storage_of(torch.empty(0, dtype=torch.uint8))
+        return storage_of(torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=offset))
 
     return storage
 
@@ -372,9 +381,9 @@ def copying(address: int) -> Callable[[int, int], Any]:
 
     def storage(offset: int, size: int) -> Any:
         if size >= _SMALLEST_REUSED_BYTES:
-            own = torch.frombuffer(_reusable.take(size), dtype=torch.uint8, count=size).untyped_storage()
+            own = storage_of(torch.frombuffer(_reusable.take(size), dtype=torch.uint8, count=size))
         else:
-            own = torch.empty(size, dtype=torch.uint8).untyped_storage()
+            own = storage_of(torch.empty(size, dtype=torch.uint8))
         if size:
             ctypes.memmove(own.data_ptr(), address + offset, size)
         return own
@@ -520,14 +529,14 @@ def _of_bools(tensor: Any, start: int, end: int) -> Any:
     """
     import torch
 
-    address = tensor.untyped_storage().data_ptr()
+    address = storage_of(tensor).data_ptr()
     for place in range(start, end, _BOOL_STEP_BYTES):
         if ctypes.string_at(address + place, min(_BOOL_STEP_BYTES, end - place)).translate(None, b"\x00\x01"):
             break
     else:
         return tensor
     data = bytearray(ctypes.string_at(address + start, end - start).translate(_TO_BOOL))
-    own = torch.frombuffer(data, dtype=torch.uint8).untyped_storage()
+    own = storage_of(torch.frombuffer(data, dtype=torch.uint8))
     return torch.empty(0, dtype=torch.bool).set_(own, tensor.storage_offset() - start, tensor.shape, tensor.stride())
 
 

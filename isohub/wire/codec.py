@@ -25,7 +25,7 @@ from collections import OrderedDict
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from isohub.errors import ProtocolError, printable
-from isohub.wire.arena import Cargo, dtype_named
+from isohub.wire.arena import Cargo, dtype_named, storage_of
 from isohub.wire.forms import image_form, read_image, read_tensor, tensor_form
 from isohub.wire.protocol import MAX_DEPTH, MAX_NODES
 from isohub.wire.records import EnumRecord, MappingRecord, TupleRecord
@@ -704,6 +704,6 @@ def _is_wrapper(tensor: Any) -> bool:
 
 def _has_memory(tensor: Any) -> bool:
     try:
-        return bool(tensor.untyped_storage().data_ptr())
+        return bool(storage_of(tensor).data_ptr())
     except RuntimeError:
         return False

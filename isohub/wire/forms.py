@@ -21,7 +21,7 @@ import warnings
 from typing import Any, List, Optional
 
 from isohub.errors import ProtocolError, printable
-from isohub.wire.arena import dtype_named
+from isohub.wire.arena import dtype_named, storage_of
 from isohub.wire.protocol import MAX_DIMENSIONS
 
 __all__ = ["image_form", "read_image", "read_tensor", "tensor_form"]
@@ -219,7 +219,7 @@ def _strided(value: Any, names: Any = None) -> Any:
         raise ProtocolError("a part of a tensor that is no plain one")
     if names is not None and str(value.dtype)[6:] not in names:
         raise ProtocolError(f"a part of a tensor of {value.dtype}; expected one of {list(names)}")
-    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+    if value.numel() * value.element_size() > storage_of(value).nbytes():
         raise ProtocolError("a part of a tensor that is larger than its memory")
     return value
 

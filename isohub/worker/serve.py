@@ -25,7 +25,7 @@ from isohub.sandbox.confine import Confined
 from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, Claims, copying, make_parcel, unload, viewing
 from isohub.wire.channel import ChannelClosed
 from isohub.wire.codec import Decoder, Encoder, TooLargeToEncode
-from isohub.wire.protocol import MAX_FRAME_BYTES, MAX_PARTS, MAX_REFERENCES
+from isohub.wire.protocol import MAX_FRAME_BYTES, MAX_PARTS, MAX_REFERENCES, close_descriptors
 from isohub.worker import storages
 from isohub.worker.caller import Caller, dump
 from isohub.worker.compiling import compile_module
@@ -33,6 +33,7 @@ from isohub.worker.downloads import Downloads
 from isohub.worker.hubconf import Hubconf, HubconfFailed, seed_everything
 from isohub.worker.modes import entered
 from isohub.worker.operations import OPERATIONS, Operations, sort_of, unpickled
+from isohub.worker.packages import versions
 from isohub.worker.parameters import act_on_parameter
 from isohub.worker.tapes import Tapes
 
@@ -72,17 +73,25 @@ class _TooLarge(Exception):  # noqa: N818 - turned into a message at once
     pass
 
 
-def serve(end: Any, confined: Confined) -> None:
-    """Answer the caller on this socket until it closes."""
-    seed_everything(None)
+def serve(end: Any, confined: Confined, take_in: Callable[[], None]) -> None:
+    """Answer the caller on this socket until it closes.
+
+    Args:
+        end: The socket.
+        confined: What confines this process, which is said before anything else is done.
+        take_in: Brings the environment's packages, which may be anybody's, on the first question (`do_prepare`).
+    """
     caller = Caller(end)
-    downloads = Downloads(caller)
-    downloads.install()
-    storages.install()
-    server = Server(downloads)
-    signal.signal(signal.SIGINT, server.interrupted)
     try:
         caller.greet(confined)
+        question, descriptors = caller.hear()
+        try:
+            server = _prepared(caller, take_in)
+        except BaseException as error:
+            close_descriptors(descriptors)
+            caller.answer(dump({**_describe(error), "number": question["number"], "kept": False}), [])
+            return
+        caller.answer(*server.answer(question, descriptors))
         while True:
             caller.answer(*server.answer(*caller.hear()))
     except ChannelClosed:
@@ -91,6 +100,17 @@ def serve(end: Any, confined: Confined) -> None:
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
+
+
+def _prepared(caller: Caller, take_in: Callable[[], None]) -> Server:
+    take_in()
+    seed_everything(None)
+    downloads = Downloads(caller)
+    downloads.install()
+    storages.install()
+    server = Server(downloads)
+    signal.signal(signal.SIGINT, server.interrupted)
+    return server
 
 
 class Server(Operations):
@@ -258,6 +278,10 @@ class Server(Operations):
         return ["r", number, sort, name, hasattr(kind, "__getitem__")]
 
     # What can be asked for.
+
+    def do_prepare(self) -> List[str]:
+        """Versions of Python and torch; to have come so far is what was asked."""
+        return [*versions()]
 
     def do_open(self, path: str, dependencies: List[str], bound: bool) -> List[str]:
         self._downloads.bound = bound
