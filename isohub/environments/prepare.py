@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from isohub.repos.outline import Outline
     from isohub.repos.pins import Checkout
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["InUse", "Prepared", "prepare"]
 
 _log = logging.getLogger("isohub.environments")
 _TRIES = 3
@@ -71,6 +72,32 @@ class Prepared:
         wanted = canonicalize_name(name)
         found = next((each.version for each in self.packages if each.name == wanted), None)
         return found if found is not None or self.host is None else self.host.version(name)
+
+
+class InUse:
+    """The environments that a session uses, until it is closed or nobody can reach it any more."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, int] = {}
+        self._finalizer = weakref.finalize(self, _close, self._held)
+
+    def add(self, prepared: Prepared) -> None:
+        """Keep one from being removed; takes its descriptor over."""
+        if prepared.held is None:
+            return
+        if prepared.runtime.key in self._held:
+            os.close(prepared.held)
+        else:
+            self._held[prepared.runtime.key] = prepared.held
+
+    def close(self) -> None:
+        """Let them go."""
+        self._finalizer()
+
+
+def _close(held: dict[str, int]) -> None:
+    while held:
+        os.close(held.popitem()[1])
 
 
 def prepare(
