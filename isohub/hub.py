@@ -387,7 +387,7 @@ class Session:
 
     def prepare(
         self,
-        repo: RepoOrDir,
+        repo: RepoOrDir | None,
         environment: On | None = None,
         *,
         source: SourceName | None = None,
@@ -398,7 +398,8 @@ class Session:
         """Build what a repo is to run on, unless that is done; nothing of the repo runs.
 
         Args:
-            repo: As `load` takes it, and so are `source`, `force_reload` and `skip_validation`.
+            repo: As `load` takes it, and so are `source`, `force_reload` and `skip_validation`. None where
+                `environment` says what to install.
             environment: What; None leaves that to the session.
             source: How to read it.
             force_reload: Also find out again which packages it needs.
@@ -412,9 +413,14 @@ class Session:
             InvalidReferenceError, FetchError, EnvironmentBuildError, LockMismatchError.
         """
         on = checked_environment(environment) or self._environment
+        if repo is None:
+            if not on.is_host and on.requirements is None:
+                raise ValueError("prepare(None): what a repo asks for is asked of a repo; give one, or requirements=")
+            return self._prepared(on, None, None, force_reload=force_reload, verbose=verbose)
         wanted = Wanted(repo, source, force_reload, skip_validation, verbose)
         checkout = self._catalog(wanted.source).checkout(wanted)
-        return self._prepared(on, checkout, read_outline(checkout.path), wanted)
+        outline = read_outline(checkout.path)
+        return self._prepared(on, checkout, outline, force_reload=force_reload, verbose=verbose)
 
     def trust(self, repo: RepoOrDir) -> None:
         """Remember a repo as trusted: exactly this host, owner and name, and this commit if a full SHA is given.
@@ -434,6 +440,11 @@ class Session:
     def trusted(self) -> builtins.list[str]:
         """The trusted repos, as ``host/owner/repo[@commit]``."""
         return [entry.name for entry in self._trust().entries()]
+
+    @property
+    def environment(self) -> Environment:
+        """What repos run on, unless `load` says otherwise."""
+        return self._environment
 
     def workers(self) -> builtins.list[WorkerInfo]:
         """The workers that are alive now, with what they use and do. None of them is asked."""
@@ -519,7 +530,15 @@ class Session:
                 self._pool = Pool(self._max_workers, self._when_full)
             return self._pool
 
-    def _prepared(self, on: Environment, checkout: Checkout, outline: Outline, wanted: Wanted) -> Prepared:
+    def _prepared(
+        self,
+        on: Environment,
+        checkout: Checkout | None,
+        outline: Outline | None,
+        *,
+        force_reload: bool,
+        verbose: bool,
+    ) -> Prepared:
         """What a checkout runs on, in use until the session is closed."""
         from isohub.environments.prepare import InUse, prepare
 
@@ -529,8 +548,8 @@ class Session:
             checkout,
             outline,
             offline=is_offline(self._offline),
-            progress=wanted.verbose,
-            refresh=wanted.force_reload,
+            progress=verbose,
+            refresh=force_reload,
             lockfile=self._lockfile,
         )
         with self._pool_lock:
@@ -573,7 +592,7 @@ class Session:
                 gate.check(returns)
             _require_trust(gate, policy, checkout)
             outline = read_outline(checkout.path)
-            prepared = self._prepared(on, checkout, outline, wanted)
+            prepared = self._prepared(on, checkout, outline, force_reload=wanted.force_reload, verbose=wanted.verbose)
             offline = is_offline(self._offline)
             placement = Placement(policy, _root_of(checkout), self._weights_of(checkout.pin))
             broker = Broker(
