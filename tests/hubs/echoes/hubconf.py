@@ -49,6 +49,9 @@ class Echo:
     def versions(self):
         return "{}.{}".format(*sys.version_info[:2]), torch.__version__
 
+    def variables(self):
+        return sorted(os.environ)
+
     def origin(self, name):
         """Where a module came from, and in which process it was imported."""
         module = __import__(name)
