@@ -35,6 +35,7 @@ def name_of(path: Path) -> str:
 
 def test_public_names() -> None:
     assert sorted(isohub.__all__) == [
+        "Environment",
         "RemoteModule",
         "RemoteObject",
         "Sandbox",

@@ -91,16 +91,17 @@ class Machine(NamedTuple):
     fewest: Tuple[Rule, ...]
 
     @classmethod
-    def look(cls, package: str, no_namespaces: Optional[str]) -> Machine:
+    def look(cls, package: str, packages: Sequence[str], no_namespaces: Optional[str]) -> Machine:
         """Ask this machine, and prepare what is the same for each fork.
 
         Args:
             package: isohub's own directory.
+            packages: Directories of the environment's overlay.
             no_namespaces: Why there are none; None if this process is in a user namespace of its own.
         """
         name = architecture()
         known = name in ARCHITECTURES
-        rules = interpreter_rules(package)
+        rules = interpreter_rules(package, packages)
         machine = cls(
             name=name,
             landlock=landlock.abi() if known else 0,

@@ -28,10 +28,11 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
+from isohub.environments.runtime import HOST, Runtime
 from isohub.errors import (
     ConfinementError,
     IsohubError,
@@ -63,7 +64,7 @@ from isohub.wire.channel import Channel, ChannelClosed, discard
 from isohub.wire.codec import Decoder, Encoder
 from isohub.wire.protocol import MAX_FRAME_BYTES, Conversation, Event, State
 
-__all__ = ["CallInterrupted", "Faulted", "Question", "Worker"]
+__all__ = ["CallInterrupted", "Faulted", "Question", "Versions", "Worker"]
 
 #: Importing torch over a slow network disk takes minutes; waiting for ever helps nobody.
 _START_TIMEOUT_S = 600.0
@@ -133,6 +134,18 @@ class Question:
     interruption: Interruption | None = None
 
 
+class Versions(NamedTuple):
+    """What a worker runs on, as it said once its packages were there: text of a closed form.
+
+    Attributes:
+        python: Such as "3.9.18".
+        torch: Such as "1.13.1+cpu".
+    """
+
+    python: str
+    torch: str
+
+
 class Worker:
     """One worker process. Thread-safe: questions of several threads are asked in turn.
 
@@ -145,6 +158,9 @@ class Worker:
         confinement: What it is confined by.
         placement: What it was to be confined to.
         watchdog: Looks at what it uses.
+        runtime: What it was started on.
+        versions: What it says that this is.
+        lacking: Names of dtypes that this process's torch has, and the worker's has not.
         started: ``time.monotonic()`` of its start.
         handles: The caller's handles to objects in it, by number.
         broker: Brings what it asks for while a question is open; without one all of that is refused.
@@ -164,8 +180,12 @@ class Worker:
         background: Background,
         placement: Placement,
         watchdog: Watchdog,
+        runtime: Runtime = HOST,
     ) -> None:
         self.name = name
+        self.runtime = runtime
+        self.versions = Versions("", "")
+        self.lacking: frozenset[str] = frozenset()
         self.commit = commit
         self.pid = 0
         self.ticks = 0
@@ -420,7 +440,7 @@ class Worker:
     def _pack(self, question: Question, other: Callable[[Cargo, Any], Any]) -> tuple[bytes, list[Arena]]:
         """The message, and the arenas that the worker does not have yet."""
         cargo = Cargo()
-        encoder = Encoder(cargo, lambda value: other(cargo, value), exact=True)
+        encoder = Encoder(cargo, lambda value: other(cargo, value), exact=True, lacking=self.lacking)
         args = [encoder.encode(argument) for argument in question.args]
         devices = self._traffic.lay_out(cargo)
         offer = self._traffic.offer() if devices else None

@@ -42,8 +42,10 @@ __all__ = [
     "aligned",
     "copying",
     "dtype_named",
+    "dtype_names",
     "make_parcel",
     "open_parcel",
+    "storage_of",
     "unload",
     "viewing",
 ]
@@ -99,6 +101,19 @@ def dtype_named(name: str) -> Optional[Tuple[Any, int]]:
         if dtype is not None:
             known = _dtypes[name] = dtype, _DTYPE_SIZES[name]
     return known
+
+
+def dtype_names() -> List[str]:
+    """Names of the dtypes that may cross and that this process's torch has."""
+    return [name for name in _DTYPE_SIZES if dtype_named(name) is not None]
+
+
+def storage_of(tensor: Any) -> Any:
+    """A tensor's untyped storage, by the name that its torch has for it."""
+    try:
+        return tensor.untyped_storage()
+    except AttributeError:
+        return tensor._storage()  # torch 1.13
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -219,7 +234,7 @@ class Cargo:
         """Take a dense tensor of the CPU or CUDA without conjugate or negative bit; returns its number in the table."""
         number = len(self._tensors)
         self._tensors.append(tensor)
-        address = tensor.untyped_storage().data_ptr()
+        address = storage_of(tensor).data_ptr()
         self._groups.setdefault(address if address else -1 - number, []).append(number)
         return number
 
@@ -244,7 +259,7 @@ class Cargo:
         for members in self._groups.values():
             start, end = self._span(members)
             first = self._tensors[members[0]]
-            address = first.untyped_storage().data_ptr() + start if end > start else 0
+            address = storage_of(first).data_ptr() + start if end > start else 0
             number, size = len(storages), end - start
             for member in members:
                 tensor = self._tensors[member]
@@ -350,7 +365,7 @@ def _bytes_of(tensor: Any, start: int, end: int) -> Any:
     import torch
 
     held = torch.empty(0, dtype=torch.uint8, device=tensor.device)
-    return held.set_(tensor.untyped_storage(), start, (end - start,), (1,))
+    return held.set_(storage_of(tensor), start, (end - start,), (1,))
 
 
 def _extent(tensor: Any) -> Tuple[int, int]:
@@ -432,8 +447,8 @@ def viewing(memory: Any) -> Callable[[int, int], Any]:
 
     def storage(offset: int, size: int) -> Any:
         if size == 0:
-            return torch.empty(0, dtype=torch.uint8).untyped_storage()
-        return torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=offset).untyped_storage()
+            return storage_of(torch.empty(0, dtype=torch.uint8))
+        return storage_of(torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=offset))
 
     return storage
 
@@ -444,9 +459,9 @@ def copying(address: int) -> Callable[[int, int], Any]:
 
     def storage(offset: int, size: int) -> Any:
         if size >= _SMALLEST_REUSED_BYTES:
-            own = torch.frombuffer(_reusable.take(size), dtype=torch.uint8, count=size).untyped_storage()
+            own = storage_of(torch.frombuffer(_reusable.take(size), dtype=torch.uint8, count=size))
         else:
-            own = torch.empty(size, dtype=torch.uint8).untyped_storage()
+            own = storage_of(torch.empty(size, dtype=torch.uint8))
         if size:
             ctypes.memmove(own.data_ptr(), address + offset, size)
         return own
@@ -524,7 +539,7 @@ def unload(
         if direct:
             if place is None:
                 raise ProtocolError("a storage in the memory of a GPU that nobody shares")
-            storages.append(place(name, direct, offset, size))
+            storages.append(storage_of(place(name, direct, offset, size)))
             continue
         if offset + size > size_bytes or offset % ALIGNMENT:
             raise ProtocolError(f"a storage at {offset} of {size} bytes in {size_bytes} bytes of memory")
@@ -532,7 +547,7 @@ def unload(
         if total > size_bytes:  # entries that overlap would multiply what is copied
             raise ProtocolError(f"storages of more than {size_bytes} bytes in {size_bytes} bytes of memory")
         placed = place(name, direct, offset, size) if place is not None and name else None
-        storages.append(storage_at(offset, size) if placed is None else placed)
+        storages.append(storage_at(offset, size) if placed is None else storage_of(placed))
     tensors: List[Any] = []
     looked_at = 0
     for row in claims.tensors:
@@ -607,14 +622,14 @@ def _of_bools(tensor: Any, start: int, end: int) -> Any:
     """
     import torch
 
-    address = tensor.untyped_storage().data_ptr()
+    address = storage_of(tensor).data_ptr()
     for place in range(start, end, _BOOL_STEP_BYTES):
         if ctypes.string_at(address + place, min(_BOOL_STEP_BYTES, end - place)).translate(None, b"\x00\x01"):
             break
     else:
         return tensor
     data = bytearray(ctypes.string_at(address + start, end - start).translate(_TO_BOOL))
-    own = torch.frombuffer(data, dtype=torch.uint8).untyped_storage()
+    own = storage_of(torch.frombuffer(data, dtype=torch.uint8))
     return torch.empty(0, dtype=torch.bool).set_(own, tensor.storage_offset() - start, tensor.shape, tensor.stride())
 
 

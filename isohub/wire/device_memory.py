@@ -165,10 +165,10 @@ class DeviceArena:
         self.bytes[offset : offset + source.numel()].copy_(source)
 
     def copied(self, offset: int, size: int) -> Any:
-        """A storage of this process's own with what lies there; the copy is done when this returns."""
+        """What lies there, as uint8[size] of this process's own; the copy is done when this returns."""
         own = self.bytes[offset : offset + size].clone()
         self.wait()
-        return own.untyped_storage()
+        return own
 
     def wait(self) -> None:
         """Return when what this thread has begun on this GPU is done: the other process knows nothing of streams."""

@@ -27,7 +27,7 @@ _SLICE_BYTES = 32 << 20
 #: Locking pages costs some 100 µs, which smaller copies do not win back.
 _SMALLEST_LOCKED_BYTES = 1 << 20
 
-#: Makes the storage of (device's name, whether direct, offset, size), or None for one that stays in host memory.
+#: Makes the bytes, uint8[size], of (device's name, whether direct, offset, size); None for what stays in host memory.
 Placing = Callable[[str, bool, int, int], Any]
 
 
@@ -61,7 +61,7 @@ def read_devices(rows: Sequence[Sequence[Any]], count: int) -> Mapping[int, Tupl
 def placing(
     choose: Callable[[int], Any], view: Callable[[int, int], Any], arena_of: Callable[[str], Optional[DeviceArena]]
 ) -> Placing:
-    """Storages on the device that `choose` has for a name's number, copied from shared memory.
+    """Bytes on the device that `choose` has for a name's number, copied from shared memory.
 
     Args:
         choose: A ``torch.device`` for the other side's number, or None to leave the data on the CPU.
@@ -84,7 +84,7 @@ def placing(
         if device is None:
             return None
         host = torch.empty(0, dtype=torch.uint8).set_(view(offset, size))
-        return host.to(device).untyped_storage()
+        return host.to(device)
 
     return place
 
