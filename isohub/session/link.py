@@ -34,7 +34,8 @@ from isohub.session.gradients import recording_for
 from isohub.session.iterations import prompt_end
 from isohub.session.modes import carried
 from isohub.session.options import Interruption, current_interruption, resumed, timeout_of
-from isohub.session.supervisor import Faulted, Question, Worker
+from isohub.session.question import Faulted, Question
+from isohub.session.supervisor import Worker
 from isohub.session.versions import lacked_dtype, takes_code
 from isohub.wire.codec import LackedDtype, TooLargeToEncode
 from isohub.wire.protocol import MAX_REFERENCES
