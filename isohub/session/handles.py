@@ -22,11 +22,13 @@ import torch
 
 from isohub.errors import ProtocolError
 from isohub.session.descriptions import Described, Signed
+from isohub.session.likeness import Look, class_like
 from isohub.session.link import Remote, Stats, refuse_pickle
 from isohub.session.objects import Container, RemoteObject, is_a_protocol, names_of, object_handle, shown
 from isohub.session.options import awaited, options, pipelined
 from isohub.session.parameters import parameters_of, register_parameter, remote_parameter
 from isohub.session.surface import Surface
+from isohub.session.tracing import unseen_by_dynamo
 
 if TYPE_CHECKING:
     from isohub.sandbox.policy import Confinement
@@ -50,6 +52,11 @@ class RemoteModule(Surface):
     def __init__(self, remote: Remote) -> None:
         super().__init__()
         self.__dict__["_isohub"] = remote
+
+    @unseen_by_dynamo
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module, with the hooks of this process."""
+        return super().__call__(*args, **kwargs)
 
     @Signed
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -220,6 +227,8 @@ class RemoteModule(Surface):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load a state into the remote module; as ``torch.nn.Module.load_state_dict``, with its errors."""
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"Expected state_dict to be dict-like, got {type(state_dict)}.")
         kwargs = {"strict": strict, "assign": True} if assign else {"strict": strict}
         result = self._isohub.ask(
             "load_state_dict",
@@ -250,7 +259,7 @@ class RemoteModule(Surface):
 
     @property
     def _parameters(self) -> dict[str, Any]:
-        return dict(self.named_parameters(recurse=False))
+        return self._look(self.named_parameters(recurse=False))
 
     @_parameters.setter
     def _parameters(self, own: object) -> None:
@@ -258,11 +267,22 @@ class RemoteModule(Surface):
 
     @property
     def _buffers(self) -> dict[str, Any]:
-        return dict(self.named_buffers(recurse=False))
+        return self._look(self.named_buffers(recurse=False))
 
     @_buffers.setter
     def _buffers(self, own: object) -> None:
         """As for `_parameters`."""
+
+    @property
+    def _modules(self) -> dict[str, Any]:
+        return self._look(self.named_children())
+
+    @_modules.setter
+    def _modules(self, own: object) -> None:
+        """As for `_parameters`."""
+
+    def _look(self, rows: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        return Look(dict(rows), self._isohub.worker.name)
 
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Any:
         """What ``to``, ``half`` and their like of a local module that holds this one come to."""
@@ -320,14 +340,16 @@ class RemoteModule(Surface):
         for name, parameter in self.named_parameters(remove_duplicate=False):
             if name == target:
                 return parameter
-        raise AttributeError(f"{self._isohub.class_name} has no parameter {target!r}")
+        found: torch.nn.Parameter = self._isohub.call("get_parameter", (target,), {})  # which raises torch's own error
+        return found
 
     def get_buffer(self, target: str) -> torch.Tensor:
         """A copy of the buffer of that dotted name."""
         for name, buffer in self.named_buffers(remove_duplicate=False):
             if name == target:
                 return buffer
-        raise AttributeError(f"{self._isohub.class_name} has no buffer {target!r}")
+        found: torch.Tensor = self._isohub.call("get_buffer", (target,), {})  # likewise
+        return found
 
     def _get_name(self) -> str:
         return self._isohub.class_name.rpartition(".")[2]
@@ -492,7 +514,8 @@ def make_handle(remote: Remote, module: bool, indexable: bool) -> RemoteModule |
     """The handle for what a worker sent."""
     if not module:
         return object_handle(remote)
-    return IndexableRemoteModule(remote) if indexable else RemoteModule(remote)
+    made: RemoteModule = class_like(IndexableRemoteModule if indexable else RemoteModule, remote.class_name)(remote)
+    return made
 
 
 def mark_loaded(built: Any) -> None:

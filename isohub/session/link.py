@@ -35,6 +35,7 @@ from isohub.session.iterations import prompt_end
 from isohub.session.modes import carried
 from isohub.session.options import Interruption, current_interruption, resumed, timeout_of
 from isohub.session.supervisor import Faulted, Question, Worker
+from isohub.session.tracing import refuse_if_watched
 from isohub.wire.codec import TooLargeToEncode
 from isohub.wire.protocol import MAX_REFERENCES
 
@@ -194,6 +195,7 @@ class Link:
             also: What it gives gradients for, beside its arguments: inputs of an earlier call.
         """
         self._check_process()
+        refuse_if_watched(op, args, self.worker.name)
         recording = recording_for(self, also) if record else None
         question = Question(
             op,

@@ -58,6 +58,10 @@ class Surface(torch.nn.Module):
         """Compile the remote module's forward, in its worker, with the next call."""
         self._forward_to_worker("compile", *args, **kwargs)
 
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What torch.jit.script asks of a module before it reads its code."""
+        self._refuse("the code of", "cannot be scripted from here", "h.torchscript() scripts it there")
+
     # State.
 
     def extra_repr(self) -> str:
