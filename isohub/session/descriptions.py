@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from isohub.errors import IsohubError, printable
+from isohub.session.likeness import example_of
 
 if TYPE_CHECKING:
     from isohub.session.link import Remote
@@ -130,14 +131,51 @@ class Described:
 
 
 class Signed:
-    """A method of a handle's class that shows the remote object's signature and docstring on a handle."""
+    """A method of a handle's class that shows the remote object's signature and docstring on a handle.
+
+    So it does on the class of a handle that is alive, with ``self``.
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
         self.__doc__ = function.__doc__
 
     def __get__(self, handle: Any, owner: type) -> Any:
-        return self._function if handle is None else _Bound(self._function, handle)
+        if handle is not None:
+            return _Bound(self._function, handle)
+        example = example_of(owner)
+        return self._function if example is None else _Unbound(self._function, example)
+
+
+class _Unbound:
+    """That method of a class, described by one handle of it."""
+
+    __doc__ = Described("doc", __doc__)
+
+    def __init__(self, function: Callable[..., Any], example: Any) -> None:
+        self._function = function
+        self._isohub = example._isohub
+
+    @property
+    def __signature__(self) -> inspect.Signature | None:
+        own = inspect.signature(self._function)
+        try:
+            found = describe(self._isohub).signature
+        except IsohubError:
+            return own
+        if found is None or "self" in found.parameters:
+            return own
+        first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        try:
+            return found.replace(parameters=[first, *found.parameters.values()])
+        except ValueError:  # positional-only ones come first
+            return own
+
+    def __call__(self, handle: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._function(handle, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._function, name)
 
 
 class _Bound:

@@ -22,7 +22,7 @@ import torch
 
 from isohub.errors import ProtocolError
 from isohub.session.descriptions import Described, Signed
-from isohub.session.likeness import Look, class_like
+from isohub.session.likeness import Look, make_like
 from isohub.session.link import Remote, Stats, refuse_pickle
 from isohub.session.objects import Container, RemoteObject, is_a_protocol, names_of, object_handle, shown
 from isohub.session.options import awaited, options, pipelined
@@ -275,7 +275,7 @@ class RemoteModule(Surface):
 
     @property
     def _modules(self) -> dict[str, Any]:
-        return self._look(self.named_children())
+        return self._look([] if self._was_just_loaded() else self.named_children())
 
     @_modules.setter
     def _modules(self, own: object) -> None:
@@ -479,6 +479,8 @@ class RemoteModule(Surface):
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "__class__":
+            self._refuse("the class of", "is not changed from here", "h.run(fn, ...) does in the worker what does that")
         if name in self.__dict__ or hasattr(type(self), name):
             object.__setattr__(self, name, value)
         elif isinstance(value, torch.nn.Parameter):
@@ -514,7 +516,7 @@ def make_handle(remote: Remote, module: bool, indexable: bool) -> RemoteModule |
     """The handle for what a worker sent."""
     if not module:
         return object_handle(remote)
-    made: RemoteModule = class_like(IndexableRemoteModule if indexable else RemoteModule, remote.class_name)(remote)
+    made: RemoteModule = make_like(IndexableRemoteModule if indexable else RemoteModule, remote)
     return made
 
 

@@ -7,6 +7,7 @@ Side: caller.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -106,7 +107,8 @@ class Surface(torch.nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """What ``load_state_dict`` of a local module that holds this one comes to."""
+        """What ``load_state_dict`` of a local module that holds this one comes to: all of it, submodules included."""
+        self.__dict__["_isohub_loaded_by"] = threading.get_ident()
         own = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
         assign = bool(local_metadata.get("assign_to_params_buffers", False))
         try:
@@ -117,6 +119,10 @@ class Surface(torch.nn.Module):
         missing_keys.extend(prefix + name for name in missing)
         if strict:
             unexpected_keys.extend(prefix + name for name in unexpected)
+
+    def _was_just_loaded(self) -> bool:
+        """Whether torch now looks for submodules to load, which were loaded with this one. Asked once."""
+        return bool(self.__dict__.pop("_isohub_loaded_by", None) == threading.get_ident())
 
     def _refuse_state_hook(self, name: str) -> NoReturn:
         hint = f"h.run(lambda module: module.{name}(...)) does it there"

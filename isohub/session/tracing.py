@@ -16,7 +16,7 @@ import torch
 
 __all__ = ["refuse_if_watched", "unseen_by_dynamo"]
 
-_dynamo: Any = torch._C._dynamo.eval_frame  # type: ignore[attr-defined]
+_dynamo: Any = torch._C._dynamo.eval_frame
 # Under these modes no tensor has numbers, so neither arguments nor answers can be copied.
 _SYMBOLIC = frozenset({"FakeTensorMode", "ProxyTorchDispatchMode", "FunctionalTensorMode"})
 _CALLS = frozenset({"call", "run"})
@@ -36,10 +36,12 @@ def refuse_if_watched(op: str, args: tuple[Any, ...], worker_name: str) -> None:
         NotImplementedError: It is.
     """
     if torch._C._len_torch_dispatch_stack():
-        modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()  # type: ignore[no-untyped-call]
+        modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
         names = [type(mode).__name__ for mode in modes]
         if op in _CALLS or not _SYMBOLIC.isdisjoint(names):
-            _refuse(names[-1], worker_name, f"{_WITHIN}; h.export(args) exports there, load(..., compile=True) compiles")
+            _refuse(
+                names[-1], worker_name, f"{_WITHIN}; h.export(args) exports there, load(..., compile=True) compiles"
+            )
     if op not in _CALLS:
         return
     if torch._C._get_tracing_state() is not None:
@@ -77,4 +79,4 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _has_tangent(tensor: torch.Tensor) -> bool:
-    return torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    return torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]

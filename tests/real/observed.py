@@ -18,9 +18,11 @@ import random
 import site
 import sys
 
-__all__ = ["CASTS", "observe", "plain"]
+__all__ = ["CASTS", "OF_A_PART", "observe", "plain"]
 
 CASTS = ("half", "bfloat16", "double", "float")
+#: In the place of strides: a view of less than half of its memory, which crosses to a caller as a contiguous tensor.
+OF_A_PART = "strides of a part"
 
 
 def plain(value):
@@ -31,7 +33,8 @@ def plain(value):
     if isinstance(value, torch.nn.Module):
         return ["module", repr(value)]
     if isinstance(value, torch.Tensor):
-        strides = list(value.stride()) if value.layout is torch.strided else []
+        whole = value.numel() * value.element_size() * 2 >= value.untyped_storage().nbytes()
+        strides = list(value.stride()) if whole else OF_A_PART
         return ["tensor", value.detach().clone(), value.requires_grad, strides, str(value.device)]
     if value is None or isinstance(value, (bool, int, float, str, bytes)):
         return value
@@ -39,7 +42,9 @@ def plain(value):
         return ["array", str(value.dtype), value.tolist()]
     if isinstance(value, (torch.dtype, torch.device, torch.Size, slice)):
         return [type(value).__name__, str(value)]
-    if hasattr(value, "_fields") or (hasattr(value, "keys") and type(value) is not dict) or hasattr(value, "__dataclass_fields__"):
+    if any(has(value, name) for name in ("_fields", "__dataclass_fields__")) or (
+        has(value, "keys") and type(value) is not dict
+    ):
         return record(value)
     if isinstance(value, dict):
         return ["dict", [[plain(key), plain(item)] for key, item in value.items()]]
@@ -47,12 +52,23 @@ def plain(value):
         return [type(value).__name__, [plain(item) for item in value]]
     if isinstance(value, (set, frozenset)):
         return ["set", sorted(map(repr, value))]
-    return ["object", callable(value)]
+    return "an object"
+
+
+def has(value, name):
+    """`hasattr`, also where a class raises something else for what it has not."""
+    try:
+        getattr(value, name)
+    except Exception:
+        return False
+    return True
 
 
 def record(value):
     """A named tuple, a dataclass or a mapping with a class: what each way of reading it gives."""
-    names = list(getattr(value, "_fields", ()) or (value.keys() if hasattr(value, "keys") else value.__dataclass_fields__))
+    names = list(
+        getattr(value, "_fields", ()) or (value.keys() if hasattr(value, "keys") else value.__dataclass_fields__)
+    )
     seen = ["record", [[str(name), plain(getattr(value, name, "no attribute"))] for name in names]]
     for read in (lambda name, place: value[name], lambda name, place: value[place]):
         try:
@@ -92,14 +108,19 @@ def total(outputs):
 def module_of(built):
     import torch
 
-    return built if isinstance(built, torch.nn.Module) else next(part for part in built if isinstance(part, torch.nn.Module))
+    return (
+        built
+        if isinstance(built, torch.nn.Module)
+        else next(part for part in built if isinstance(part, torch.nn.Module))
+    )
 
 
 def seed_where_it_lives(model, seed):
-    """Draws in the model are the same on both sides."""
+    """Draws in the model are the same on both sides; and one thread each, since both sides run at once."""
     import torch
 
     def seeded(_):
+        torch.set_num_threads(1)
         torch.manual_seed(seed)
 
     return model.run(seeded) if hasattr(type(model), "run") else seeded(model)
@@ -135,20 +156,33 @@ def described(built, model):
     return {
         "repr": repr(model),
         "str": str(model),
-        "class": model._get_name(),
+        "class": [model._get_name(), type(model).__name__, model.__class__.__name__],
         "dir": sorted(dir(model)),
         "training": model.training,
         "children": [[name, repr(child)] for name, child in model.named_children()],
         "modules": [[name, child._get_name()] for name, child in model.named_modules()],
         "old modules": [[name, repr(child)] for name, child in model._modules.items()],
         "buffers": named(model.named_buffers()),
-        "parameters": [[name, parameter.requires_grad, parameter.is_leaf, str(parameter.dtype)] for name, parameter in model.named_parameters()],
+        "parameters": [
+            [name, parameter.requires_grad, parameter.is_leaf, str(parameter.dtype)]
+            for name, parameter in model.named_parameters()
+        ],
         "shared parameters": [name for name, _ in model.named_parameters(remove_duplicate=False)],
         "state": named(state.items()),
         "metadata": plain_metadata(state),
-        "signature": [[p.name, p.kind.name, p.default is p.empty] for p in inspect.signature(model.forward).parameters.values()],
+        "signature": [
+            [p.name, p.kind.name, p.default is p.empty] for p in inspect.signature(model.forward).parameters.values()
+        ],
+        "signature of the class": list(inspect.signature(type(model).forward).parameters),
         "documentation": inspect.getdoc(model.forward),
-        "itself": [model.eval() is model, model.train() is model, model == model, model in [model], callable(model), bool(model)],
+        "itself": [
+            model.eval() is model,
+            model.train() is model,
+            model == model,
+            model in [model],
+            callable(model),
+            bool(model),
+        ],
         "built": plain(built),
     }
 
@@ -173,11 +207,17 @@ def gradients(model, inputs, seed):
     """Hooks of all sorts and a backward pass, in training mode."""
     import torch
 
-    leaves = tuple(tensor.clone().requires_grad_() if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() else tensor for tensor in inputs)
+    leaves = tuple(
+        tensor.clone().requires_grad_() if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() else tensor
+        for tensor in inputs
+    )
     seen = []
     hooks = [
         model.register_forward_pre_hook(lambda _, args: seen.append(["pre", plain(args)])),
-        model.register_forward_hook(lambda _, args, kwargs, out: seen.append(["after", plain(args), plain(kwargs), plain(out)]), with_kwargs=True),
+        model.register_forward_hook(
+            lambda _, args, kwargs, out: seen.append(["after", plain(args), plain(kwargs), plain(out)]),
+            with_kwargs=True,
+        ),
         model.register_full_backward_hook(lambda _, ins, outs: seen.append(["backward", plain(ins), plain(outs)])),
     ]
 
@@ -197,7 +237,14 @@ def gradients(model, inputs, seed):
     yield "of parameters", [[name, plain(parameter.grad)] for name, parameter in model.named_parameters()]
     model.zero_grad()
     yield "cleared", [name for name, parameter in model.named_parameters() if parameter.grad is not None]
-    yield "frozen", [model.requires_grad_(False) is model, [p.requires_grad for p in model.parameters()], outcome(lambda: model(*inputs))]
+    yield (
+        "frozen",
+        [
+            model.requires_grad_(False) is model,
+            [p.requires_grad for p in model.parameters()],
+            outcome(lambda: model(*inputs)),
+        ],
+    )
     model.requires_grad_(True)
     yield "state after", named(model.state_dict().items())
 
@@ -213,7 +260,10 @@ def states(model):
     yield "missing", outcome(lambda: model.load_state_dict(less))
     yield "unexpected", outcome(lambda: model.load_state_dict({**state, "nobody.knows": torch.zeros(2)}))
     yield "of another shape", outcome(lambda: model.load_state_dict(wrong))
-    yield "not strict", outcome(lambda: list(model.load_state_dict({**less, "nobody.knows": torch.zeros(2)}, strict=False)))
+    yield (
+        "not strict",
+        outcome(lambda: list(model.load_state_dict({**less, "nobody.knows": torch.zeros(2)}, strict=False))),
+    )
     yield "no dict", outcome(lambda: model.load_state_dict([1, 2]))
     changed = {name: value + 1 if value.is_floating_point() else value for name, value in state.items()}
     yield "loads", [str(model.load_state_dict(changed)), named(model.state_dict().items())]
@@ -227,9 +277,19 @@ def casts(model, inputs):
     state = kept(model.eval())
     for cast in CASTS:
         dtype = getattr(torch, cast)
-        given = tuple(tensor.to(dtype) if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() else tensor for tensor in inputs)
+        given = tuple(
+            tensor.to(dtype) if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() else tensor
+            for tensor in inputs
+        )
         with torch.no_grad():
-            yield cast, [getattr(model, cast)() is model, str(next(model.parameters()).dtype), outcome(lambda: model(*given))]
+            yield (
+                cast,
+                [
+                    getattr(model, cast)() is model,
+                    str(next(model.parameters()).dtype),
+                    outcome(lambda given=given: model(*given)),
+                ],
+            )
     yield "to", [model.to(torch.float64) is model, model.to("cpu") is model, [str(p.dtype) for p in model.parameters()]]
     model.float().load_state_dict(state)
 
@@ -272,7 +332,14 @@ def changes(model, inputs):
     model.register_buffer("marked", torch.ones(2), persistent=False)
     yield "buffer", [plain(model.marked), "marked" in dict(model.named_buffers()), "marked" in model.state_dict()]
     model.added = torch.nn.Linear(2, 1)
-    yield "module", [repr(model.added), list(dict(model.named_children())), [name for name in model.state_dict() if name.startswith("added")]]
+    yield (
+        "module",
+        [
+            repr(model.added),
+            list(dict(model.named_children())),
+            [name for name in model.state_dict() if name.startswith("added")],
+        ],
+    )
     del model.added
     del model.marked
     yield "applied", [model.apply(halved) is model, named(model.state_dict().items())]
@@ -300,10 +367,11 @@ def observe(built, options):
 
     note("outputs", outputs(model, inputs))
     model.eval()
+    names = {"m": model, "r": built, "x": inputs, "torch": torch}
     for text in options["expressions"]:
         seed_where_it_lives(model, options["seed"])
         with torch.no_grad():
-            seen[f"expression: {text}"] = outcome(lambda: eval(text, {"m": model, "r": built, "x": inputs, "torch": torch, "list": list}))
+            seen[f"expression: {text}"] = outcome(lambda text=text: eval(text, dict(names)))
     note("gradients", gradients(model, inputs, options["seed"]))
     note("states", states(model))
     note("casts", casts(model, inputs))

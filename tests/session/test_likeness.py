@@ -1,0 +1,85 @@
+"""What a handle shows where Python and torch look instead of asking: its class, and its dicts of parts."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+
+import pytest
+import torch
+
+import isohub
+from isohub.session import likeness
+from isohub.session.handles import RemoteModule
+
+
+@pytest.fixture
+def handle(session, hub):
+    with session.load(hub("conforms"), "conv_norm") as loaded:
+        yield loaded
+
+
+def test_the_class_has_the_remote_ones_name(session, hub, handle):
+    assert type(handle).__name__ == handle.__class__.__name__ == "ConvNorm"
+    assert isinstance(handle, isohub.RemoteModule)
+    assert type(handle.conv).__name__ == "Conv2d"
+    assert not isinstance(handle.conv, torch.nn.Conv2d)
+    with session.load(hub("conforms"), "conv_norm") as other:
+        assert type(other) is type(handle)
+    with pytest.raises(TypeError, match="'ConvNorm' object is not subscriptable"):
+        handle[0]
+
+
+def test_a_name_that_is_none_is_not_taken(session, hub, handle):
+    def renamed(module, name):
+        return type(name, (type(module),), {})()
+
+    for name in ("a\x1b[2J", "<b>", "class", "x" * 101, ""):
+        assert type(handle.run(renamed, name)) is RemoteModule
+    assert type(handle.run(renamed, "Fine")).__name__ == "Fine"
+
+
+def test_classes_go_with_their_handles(session, hub):
+    def known():
+        gc.collect()
+        return {name for _, _, name in likeness._classes.keys() if name.endswith("Tanh")}
+
+    before = known()
+    with session.load(hub("conforms"), "smooth") as handle:
+        part = handle[1]
+        assert known() == {"torch.nn.modules.activation.Tanh"}
+        del part, handle
+    assert known() == before
+
+
+def test_the_signature_of_the_class(handle):
+    assert list(inspect.signature(type(handle).forward).parameters) == ["self", "x"]
+    assert list(inspect.signature(RemoteModule.forward).parameters) == ["self", "args", "kwargs"]
+    x = torch.randn(1, 3, 4, 4)
+    assert torch.equal(type(handle).forward(handle.eval(), x), handle(x))
+
+
+def test_parts_by_name(handle):
+    assert list(handle._modules) == ["conv", "norm", "head"]
+    assert list(handle.head._parameters) == ["weight", "bias"]
+    assert list(handle.norm._buffers) == ["running_mean", "running_var", "num_batches_tracked"]
+
+
+def test_what_would_change_nothing_says_so(handle):
+    x = torch.randn(1, 3, 4, 4)
+    zeros = {name: torch.zeros_like(value) for name, value in handle.state_dict().items()}
+    with pytest.raises(RuntimeError, match=r"'weight' is a copy of what .*\nhint: h.run.*functional_call"):
+        torch.func.functional_call(handle.eval(), zeros, (x,))
+    within = handle.run(lambda module, state, x: torch.func.functional_call(module, state, (x,)), zeros, x)
+    assert torch.equal(within, torch.zeros(1, 2))
+    for change in (
+        lambda: handle._modules.pop("head"),
+        lambda: handle._modules.update(head=torch.nn.Identity()),
+        lambda: handle.head._parameters.clear(),
+        lambda: handle.norm._buffers.__delitem__("running_mean"),
+        lambda: handle.norm._buffers.setdefault("more", torch.ones(1)),
+    ):
+        with pytest.raises(RuntimeError, match="changes nothing there"):
+            change()
+    with pytest.raises(NotImplementedError, match="the class of a module in the worker"):
+        handle.__class__ = torch.nn.Module
