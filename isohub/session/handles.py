@@ -491,8 +491,11 @@ class RemoteModule(Surface):
     def __delattr__(self, name: str) -> None:
         if name in self.__dict__:
             object.__delattr__(self, name)
-        else:
-            self._isohub.operate("delattr", name)
+            return
+        # torch.nn.utils' norms and parametrisations begin so, and put in its place what cannot come from here.
+        if self._isohub.ask("parameter", name, "describe", None, phase=f"deleting its attribute {name!r}") is not None:
+            self._refuse("a parameter of", "is not deleted from here", "h.run(fn, ...) works on the live module")
+        self._isohub.operate("delattr", name)
 
     def __dir__(self) -> list[str]:
         local = [name for name in vars(RemoteModule) if not name.startswith("_")]

@@ -40,6 +40,7 @@ __all__ = [
     "hubconf_of",
     "make_inputs",
     "materialise",
+    "quiet_threads",
     "same",
     "unpack",
 ]
@@ -444,6 +445,11 @@ def make_inputs(pair: Pair, seed: int) -> tuple[torch.Tensor, ...]:
     return make_tensors(pair.inputs, seed)
 
 
+def quiet_threads() -> dict[str, str]:
+    """The environment for a process beside others: its threads sleep while they wait, and are as many as ever."""
+    return {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+
+
 def alone(checkout: Path, pair: Pair, seed: int, after: Path | None = None) -> dict[str, Any]:
     """What torch.hub gives for a checkout in a fresh process.
 
@@ -462,7 +468,9 @@ def alone(checkout: Path, pair: Pair, seed: int, after: Path | None = None) -> d
         command = [sys.executable, "-I", str(ORACLE), str(checkout), pair.entrypoint, json.dumps(pair.kwargs),
                    str(seed), str(out), "--inputs", json.dumps(pair.inputs)]  # fmt: skip
         command += ["--after", str(after)] if after is not None else []
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=scratch)
+        done = subprocess.run(
+            command, env=quiet_threads(), capture_output=True, text=True, timeout=300, check=False, cwd=scratch
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         result = torch.load(out, weights_only=True)
     assert isinstance(result, dict)

@@ -15,6 +15,7 @@ import isohub
 from tests.real import observed
 from tests.real.installed import user_site
 from tests.real.models import MODELS, repo_of
+from tests.real.packages import quiet_threads
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore")]
 SEED = 5
@@ -47,7 +48,7 @@ def seen(own, site_folder, tmp_path_factory):
             out = repo.parent / "seen.pt"
             command = [sys.executable, "-I", "-W", "ignore", str(ORACLE), str(repo), json.dumps(options), str(out)]
             with tempfile.TemporaryFile("w+") as said:
-                alone = subprocess.Popen(command, stdout=said, stderr=said, cwd=repo.parent)
+                alone = subprocess.Popen(command, stdout=said, stderr=said, cwd=repo.parent, env=quiet_threads())
                 try:
                     built = own.load(str(repo), "model", seed=SEED, **model.kwargs)
                     got = observed.observe(built, options)

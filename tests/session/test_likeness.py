@@ -7,6 +7,7 @@ import inspect
 
 import pytest
 import torch
+from torch.nn.utils import prune
 
 import isohub
 from isohub.session import likeness
@@ -83,3 +84,30 @@ def test_what_would_change_nothing_says_so(handle):
             change()
     with pytest.raises(NotImplementedError, match="the class of a module in the worker"):
         handle.__class__ = torch.nn.Module
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda part: prune.l1_unstructured(part, "weight", amount=0.5),
+        lambda part: torch.nn.utils.parametrize.register_parametrization(part, "weight", torch.nn.Identity()),
+        torch.nn.utils.parametrizations.weight_norm,
+        torch.nn.utils.parametrizations.spectral_norm,
+        lambda part: setattr(part, "bias", part.bias),
+        lambda part: delattr(part, "weight"),
+    ],
+    ids=["prune", "parametrize", "weight_norm", "spectral_norm", "tie", "delete"],
+)
+def test_what_would_change_a_module_by_halves_changes_nothing(handle, change):
+    before = handle.state_dict()
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"hint: h.run\(fn, ...\)|RemoteParameter"):
+        change(handle.head)
+    after = handle.state_dict()
+    assert list(after) == list(before)
+    assert all(map(torch.equal, after.values(), before.values()))
+
+
+def test_utilities_of_torch_work_in_the_worker(handle):
+    names = handle.run(lambda module: list(prune.l1_unstructured(module.head, "weight", amount=0.5).state_dict()))
+    assert names == ["bias", "weight_orig", "weight_mask"]
+    assert handle.head.weight.eq(0).sum() == 4
