@@ -7,6 +7,7 @@ Side: caller. Trust: names and texts are a worker's: names are checked, texts es
 
 from __future__ import annotations
 
+import functools
 import inspect
 import keyword
 from collections.abc import Callable
@@ -144,38 +145,28 @@ class Signed:
         if handle is not None:
             return _Bound(self._function, handle)
         example = example_of(owner)
-        return self._function if example is None else _Unbound(self._function, example)
+        return self._function if example is None else _of_the_class(self._function, example)
 
 
-class _Unbound:
-    """That method of a class, described by one handle of it."""
+def _of_the_class(function: Callable[..., Any], example: Any) -> Callable[..., Any]:
+    """That method as the class's, a plain function, described by one handle of the class."""
+    try:
+        described = describe(example._isohub)
+    except IsohubError:
+        return function
 
-    __doc__ = Described("doc", __doc__)
+    @functools.wraps(function)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(self, *args, **kwargs)
 
-    def __init__(self, function: Callable[..., Any], example: Any) -> None:
-        self._function = function
-        self._isohub = example._isohub
-
-    @property
-    def __signature__(self) -> inspect.Signature | None:
-        own = inspect.signature(self._function)
-        try:
-            found = describe(self._isohub).signature
-        except IsohubError:
-            return own
-        if found is None or "self" in found.parameters:
-            return own
-        first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        try:
-            return found.replace(parameters=[first, *found.parameters.values()])
-        except ValueError:  # positional-only ones come first
-            return own
-
-    def __call__(self, handle: Any, *args: Any, **kwargs: Any) -> Any:
-        return self._function(handle, *args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._function, name)
+    method.__doc__ = described.doc
+    if described.signature is not None and "self" not in described.signature.parameters:
+        rows = list(described.signature.parameters.values())
+        only = any(row.kind is inspect.Parameter.POSITIONAL_ONLY for row in rows)
+        kind = inspect.Parameter.POSITIONAL_ONLY if only else inspect.Parameter.POSITIONAL_OR_KEYWORD
+        signature = described.signature.replace(parameters=[inspect.Parameter("self", kind), *rows])
+        method.__signature__ = signature  # type: ignore[attr-defined]
+    return method
 
 
 class _Bound:

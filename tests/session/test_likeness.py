@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import inspect
+import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,3 +115,42 @@ def test_utilities_of_torch_work_in_the_worker(handle):
     names = handle.run(lambda module: list(prune.l1_unstructured(module.head, "weight", amount=0.5).state_dict()))
     assert names == ["bias", "weight_orig", "weight_mask"]
     assert handle.head.weight.eq(0).sum() == 4
+
+
+def test_what_handles_have_beyond_the_module_s_own_names_is_listed(handle):
+    page = (Path(__file__).parents[2] / "docs" / "handles.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith("| `dir(h)` |")]
+    listed = row.partition("every handle has:")[2].partition(". Where")[0]
+    own = handle.run(dir)
+    assert set(dir(handle)) - set(own) == set(re.findall(r"`(\w+)`", listed))
+    assert set(own) - set(dir(handle)) == set()
+
+
+def test_the_handle_s_own_names_go_before_the_module_s(handle):
+    handle.run(lambda module: setattr(module, "export", lambda: "the module's"))
+    assert handle.export.__self__ is handle
+    assert handle.run(lambda module: module.export()) == "the module's"
+
+
+def test_what_makes_copies_is_refused(handle, tmp_path):
+    for copies in (
+        copy.deepcopy,
+        pickle.dumps,
+        torch.optim.swa_utils.AveragedModel,
+        lambda h: torch.save(h, tmp_path / "h"),
+    ):
+        with pytest.raises(TypeError, match=r"cannot be copied or pickled.*\nhint: send its state_dict"):
+            copies(handle)
+
+
+def test_any_object_is_callable_and_says_so_itself(handle):
+    made = handle.run(lambda module: object())
+    assert callable(made)
+    with pytest.raises(TypeError, match="'object' object is not callable"):
+        made()
+
+
+def test_symbols_do_not_cross(handle):
+    for module in (handle, torch.nn.Sequential(handle)):
+        with pytest.raises((ValueError, isohub.errors.ValueNotTransferableError), match="Proxy"):
+            torch.fx.symbolic_trace(module)
