@@ -108,14 +108,14 @@ class Surface(torch.nn.Module):
         error_msgs: list[str],
     ) -> None:
         """What ``load_state_dict`` of a local module that holds this one comes to: all of it, submodules included."""
-        self.__dict__["_isohub_loaded_by"] = threading.get_ident()
         own = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
         assign = bool(local_metadata.get("assign_to_params_buffers", False))
         try:
             missing, unexpected = self.load_state_dict(own, strict=False, assign=assign)
         except RemoteError as error:
+            missing, unexpected = [], []
             error_msgs.append(error.remote_message or error.message)
-            return
+        self.__dict__["_isohub_loaded_by"] = threading.get_ident()
         missing_keys.extend(prefix + name for name in missing)
         if strict:
             unexpected_keys.extend(prefix + name for name in unexpected)

@@ -70,6 +70,20 @@ def test_parts_by_name(handle):
     assert list(handle.norm._buffers) == ["running_mean", "running_var", "num_batches_tracked"]
 
 
+def test_a_state_that_could_not_be_loaded_hides_no_parts(session, hub):
+    with session.load(hub("conforms"), "conv_norm") as handle:
+        whole = torch.nn.Sequential(handle)
+        state = whole.state_dict()
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            whole.load_state_dict({**state, "0.head.bias": torch.zeros(5)})
+        assert list(handle._modules) == ["conv", "norm", "head"]
+        whole.load_state_dict(state)
+        assert list(handle._modules) == ["conv", "norm", "head"]
+    with pytest.raises(isohub.errors.SessionClosedError):
+        whole.load_state_dict(state)
+    assert not handle._was_just_loaded()
+
+
 def test_what_would_change_nothing_says_so(handle):
     x = torch.randn(1, 3, 4, 4)
     zeros = {name: torch.zeros_like(value) for name, value in handle.state_dict().items()}
