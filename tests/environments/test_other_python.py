@@ -15,6 +15,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -293,6 +294,18 @@ def test_programs(own, environment, refs):
         own.load(f"{refs}:old", "net", compile=True, **where)
 
 
+def test_its_zygote_has_imported_nothing(own, echo):
+    """Older torches start threads when they are imported: a process that has them is not forked."""
+    runtime = runtime_of(own, next(worker.name for worker in own.workers() if worker.pid == echo_pid(echo)))
+    workers = {worker.pid for worker in own.workers()}
+    outer = psutil.Process(own._pool.warm(runtime).pid)
+    family = [each for each in [outer, *outer.children(recursive=True)] if each.pid not in workers]
+    assert len(family) >= 2  # the outer process, the keeper, the zygote, an init of each worker's
+    for process in family:
+        assert process.num_threads() == 1
+        assert not any("torch" in place.path for place in process.memory_maps())
+
+
 # The same confinement.
 
 
@@ -311,6 +324,15 @@ def test_nothing_of_the_callers_is_read(act, tmp_path):
     assert acts.DONE not in outcomes.values(), outcomes
     assert acts.attempt(None, acts.read, str(secret)) == acts.DONE  # the control
     assert act("read", acts.__file__) != acts.DONE
+
+
+def test_of_its_interpreters_home_the_interpreter_alone(act, environment):
+    prefix = Path(find_interpreter(environment.python).prefix)
+    assert act("read", str(next(prefix.glob("lib/python3.*/os.py")))) == acts.DONE
+    for path in (Path.home() / ".bashrc", Path.home() / ".profile", prefix.parent.parent / "README.md", prefix / ".git"):
+        if path.is_file():
+            assert acts.attempt(None, acts.read, str(path)) == acts.DONE
+            assert act("read", str(path)) != acts.DONE, path
 
 
 def test_its_environment_is_read_and_not_written(act, own, echo):

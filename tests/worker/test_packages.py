@@ -7,7 +7,6 @@ import os
 import sys
 import sysconfig
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ import isohub
 from isohub import errors
 from isohub.environments.runtime import HOST, Runtime
 from isohub.worker.packages import put_on_path, shadowed
-from tests.conftest import all_on, require_layers
+from tests.conftest import all_on
 
 # Notes which process imports it, and tries what a worker must not do.
 TELLTALE = """
@@ -69,53 +68,6 @@ def test_an_overlay_comes_before_the_hosts_packages_and_after_the_standard_libra
         assert (worker.environment, worker.torch) == (f"key-{packages}", torch.__version__)
         assert worker.python == ".".join(map(str, sys.version_info[:3]))
     assert outside.read_text() == ""
-
-
-def test_what_torch_imports_is_the_overlays_if_that_has_it(hub, packages, outside):
-    """A wheel of any name may hold a `numpy`, or what torch imports; its zygote must not be what runs it."""
-    require_layers("landlock", "seccomp")
-    import typing_extensions
-
-    text = Path(typing_extensions.__file__).read_text()
-    module(packages, outside, "typing_extensions.py", text)
-    with isohub.Session(timeout_s=60) as own, all_on(overlay(packages)):
-        echo = own.load(hub("echoes"), "echo")
-        file, by, pid = echo.origin("typing_extensions")
-        assert file == str(packages / "typing_extensions.py")
-        assert by == pid  # in the worker itself, not before it was forked
-        assert torch.equal(echo(torch.arange(3)), torch.arange(3))
-        assert {"landlock", "seccomp"} <= set(own.workers()[0].confinement.active)
-        # Another worker of it, and one of the host's, beside.
-        other = own.load(hub("good"), "mlp")
-        assert other(torch.ones(1, 4)).shape == (1, 2)
-    assert outside.read_text() == ""
-
-
-def test_a_pth_file_of_a_package_runs_nowhere(hub, packages, outside):
-    line = f"import os; open({str(outside)!r}, 'a').write('ran')\n"
-    (packages / "distutils-precedence.pth").write_text(line)
-    module(packages, outside, "sitecustomize.py")
-    module(packages, outside, "usercustomize.py")
-    with isohub.Session(timeout_s=60) as own, all_on(overlay(packages)):
-        assert own.load(hub("echoes"), "echo")("x") == "x"
-    assert outside.read_text() == ""
-
-
-def test_an_overlays_directory_is_read_and_not_written_and_no_other_is_read(hub, packages, outside, tmp_path):
-    module(packages, outside, "only_there.py")
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "secret.py").write_text("x = 1\n")
-    (packages / "file").write_text("")
-    acts = (Path(__file__).parent.parent / "attacks" / "acts.py").read_text()
-    with isohub.Session(timeout_s=60) as own, all_on(overlay(packages)):
-        echo = own.load(hub("echoes"), "echo")
-        assert echo.attempt(acts, "read", str(packages / "only_there.py")) == "done"
-        assert echo.attempt(acts, "list_directory", str(packages)) == "done"
-        for act in ("overwrite", "create", "remove", "make_directory", "write_by_reopening"):
-            assert echo.attempt(acts, act, str(packages)) != "done", act
-        assert echo.attempt(acts, "read", str(other / "secret.py")) != "done"
-    assert sorted(path.name for path in packages.iterdir()) == ["file", "only_there.py"]
 
 
 def test_workers_of_an_overlay_share_what_its_zygote_has(hub, packages, outside):
