@@ -50,11 +50,8 @@ def env_build(settings: Settings, /, repo: str | None, **options: Any) -> None:
 
     Without an option it is --environment auto. Without REPO, --with and --environment FILE say what to install.
     """
-    from isohub.environments.environment import Environment
-
-    with opened(options) as session:
-        given = session.environment
-        wanted = Environment("auto") if given.is_host else given
+    with opened(options, default_environment="auto") as session:
+        wanted = session.environment
         if repo is None and wanted.requirements is None:
             raise click.UsageError("name a REPO, or say what to install: --with REQ, or --environment FILE")
         more = {"verbose": settings.progress, "force_reload": options["force_reload"]}
