@@ -12,9 +12,12 @@ import re
 import shlex
 from typing import Any, NoReturn
 
+import torch
+
 from isohub.environments.runtime import Runtime
 from isohub.errors import ProtocolError, WorkerStartError, printable
 from isohub.session.supervisor import Faulted, Question, Versions, Worker
+from isohub.wire.arena import dtype_names
 
 __all__ = ["could_not_start", "prepare"]
 
@@ -37,10 +40,12 @@ def prepare(worker: Worker, timeout_s: float | None) -> None:
         WorkerStartError: There is no torch that workers can use.
         WorkerDiedError, WorkerTimeoutError, ProtocolError: As for any question.
     """
-    question = Question("prepare", (), _PHASE, timeout_s=timeout_s, verbose=False)
+    own = dtype_names()
+    question = Question("prepare", (str(torch.__version__), own), _PHASE, timeout_s=timeout_s, verbose=False)
     try:
         claimed = worker.ask(question, _nothing_else, _no_reference)
-        worker.versions = _checked(claimed, worker)
+        worker.versions, dtypes = _checked(claimed, worker)
+        worker.lacking = frozenset(own).difference(dtypes)
     except Faulted as faulted:
         fault = faulted.fault
         tail = printable("\n".join(fault.traceback.rstrip().splitlines()[-_MOST_LINES:]))
@@ -54,16 +59,19 @@ def prepare(worker: Worker, timeout_s: float | None) -> None:
         raise
 
 
-def _checked(claimed: Any, worker: Worker) -> Versions:
-    if (
-        type(claimed) is not list
-        or len(claimed) != 2
-        or not all(type(text) is str for text in claimed)
-        or not _PYTHON.fullmatch(claimed[0])
-        or not _TORCH.fullmatch(claimed[1])
-    ):
-        raise worker.refuse("versions that are none", _PHASE)
-    return Versions(*claimed)
+def _checked(claimed: Any, worker: Worker) -> tuple[Versions, list[str]]:
+    if type(claimed) is tuple and len(claimed) == 3:
+        python, own_torch, dtypes = claimed
+        if (
+            type(python) is str
+            and _PYTHON.fullmatch(python)
+            and type(own_torch) is str
+            and _TORCH.fullmatch(own_torch)
+            and type(dtypes) is list
+            and all(type(name) is str for name in dtypes)
+        ):
+            return Versions(python, own_torch), dtypes
+    raise worker.refuse("versions of a wrong form", _PHASE)
 
 
 def _nothing_else(*_: Any) -> NoReturn:

@@ -159,6 +159,7 @@ class Worker:
         watchdog: Looks at what it uses.
         runtime: What it was started on.
         versions: What it says that this is.
+        lacking: Names of dtypes that this process's torch has, and the worker's has not.
         started: ``time.monotonic()`` of its start.
         handles: The caller's handles to objects in it, by number.
         broker: Brings what it asks for while a question is open; without one all of that is refused.
@@ -183,6 +184,7 @@ class Worker:
         self.name = name
         self.runtime = runtime
         self.versions = Versions("", "")
+        self.lacking: frozenset[str] = frozenset()
         self.commit = commit
         self.pid = 0
         self.ticks = 0
@@ -436,7 +438,7 @@ class Worker:
     def _pack(self, question: Question, other: Callable[[Cargo, Any], Any]) -> tuple[bytes, list[Arena]]:
         """The message, and the arenas that the worker does not have yet."""
         cargo = Cargo()
-        encoder = Encoder(cargo, lambda value: other(cargo, value), exact=True)
+        encoder = Encoder(cargo, lambda value: other(cargo, value), exact=True, lacking=self.lacking)
         args = [encoder.encode(argument) for argument in question.args]
         cargo.lay_out()
         try:

@@ -38,6 +38,7 @@ __all__ = [
     "Claims",
     "copying",
     "dtype_named",
+    "dtype_names",
     "make_parcel",
     "open_parcel",
     "storage_of",
@@ -93,6 +94,11 @@ def dtype_named(name: str) -> Optional[Tuple[Any, int]]:
         if dtype is not None:
             known = _dtypes[name] = dtype, _DTYPE_SIZES[name]
     return known
+
+
+def dtype_names() -> List[str]:
+    """Names of the dtypes that may cross and that this process's torch has."""
+    return [name for name in _DTYPE_SIZES if dtype_named(name) is not None]
 
 
 def storage_of(tensor: Any) -> Any:

@@ -15,6 +15,7 @@ Source: torch 2.13 (aten/src/ATen/SparseCsrTensorUtils.h, quantized/Quantizer.cp
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import warnings
@@ -50,7 +51,7 @@ def tensor_form(encoder: Any, tensor: Any) -> Optional[List[Any]]:
     if tensor.is_nested:
         return None
     if tensor.is_meta:
-        if tensor.layout is not torch.strided or tensor.is_quantized or dtype_named(str(tensor.dtype)[6:]) is None:
+        if tensor.layout is not torch.strided or tensor.is_quantized or not encoder.may_cross(str(tensor.dtype)[6:]):
             return None
         return ["K", "meta", str(tensor.dtype)[6:], ["Z", *tensor.shape], ["Z", *tensor.stride()]]
     if tensor.device.type != "cpu":
@@ -163,7 +164,24 @@ def _read_sparse(decoder: Any, tree: List[Any], depth: int) -> Any:
     if compressed.dtype != plain.dtype:
         raise ProtocolError("a sparse tensor with indices of two types")
     layout = getattr(torch, f"sparse_{tree[1]}")
-    return torch.sparse_compressed_tensor(compressed, plain, values, size, layout=layout, check_invariants=True)
+    make = torch.sparse_compressed_tensor
+    if not _checks_on_demand():
+        return make(compressed, plain, values, size, layout=layout)
+    return make(compressed, plain, values, size, layout=layout, check_invariants=True)
+
+
+@functools.lru_cache(maxsize=1)
+def _checks_on_demand() -> bool:
+    """Whether torch takes these keywords (2.1 and later). A worker may lack them; what comes there is the caller's."""
+    import torch
+
+    try:
+        torch.sparse_coo_tensor(
+            torch.empty((1, 0), dtype=torch.int64), torch.empty(0), (1,), is_coalesced=True, check_invariants=True
+        )
+    except TypeError:
+        return False
+    return True
 
 
 def _read_coo(size: List[int], indices: Any, values: Any, coalesced: Any) -> Any:
@@ -180,6 +198,8 @@ def _read_coo(size: List[int], indices: Any, values: Any, coalesced: Any) -> Any
         for row, limit in zip(indices, size):
             if int(row.min()) < 0 or int(row.max()) >= limit:
                 raise ProtocolError("a sparse tensor with an index outside of it")
+    if not _checks_on_demand():
+        return torch.sparse_coo_tensor(indices, values, size)._coalesced_(coalesced)
     return torch.sparse_coo_tensor(indices, values, size, is_coalesced=coalesced, check_invariants=True)
 
 

@@ -18,13 +18,23 @@ import signal
 import sys
 import traceback
 import types
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, Tuple
 
 from isohub.errors import ProtocolError
 from isohub.sandbox.confine import Confined
-from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, Claims, copying, make_parcel, unload, viewing
+from isohub.wire.arena import (
+    LARGEST_KEPT_BYTES,
+    Arena,
+    Cargo,
+    Claims,
+    copying,
+    dtype_names,
+    make_parcel,
+    unload,
+    viewing,
+)
 from isohub.wire.channel import ChannelClosed
-from isohub.wire.codec import Decoder, Encoder, TooLargeToEncode
+from isohub.wire.codec import Decoder, Encoder, LackedDtype, TooLargeToEncode
 from isohub.wire.protocol import MAX_FRAME_BYTES, MAX_PARTS, MAX_REFERENCES, close_descriptors
 from isohub.worker import storages
 from isohub.worker.caller import Caller, dump
@@ -34,7 +44,7 @@ from isohub.worker.hubconf import Hubconf, HubconfFailed, seed_everything
 from isohub.worker.modes import entered
 from isohub.worker.operations import OPERATIONS, Operations, sort_of, unpickled
 from isohub.worker.packages import versions
-from isohub.worker.parameters import act_on_parameter
+from isohub.worker.parameters import act_on_parameter, every_member
 from isohub.worker.tapes import Tapes
 
 __all__ = ["Server", "serve"]
@@ -129,6 +139,8 @@ class Server(Operations):
         self._outbox: Optional[Arena] = None
         self._interruptible = False
         self._referred = 0
+        self._callers_torch = ""
+        self._lacking: FrozenSet[str] = frozenset()  # dtypes of this torch that the caller's does not have
 
     def interrupted(self, *_: object) -> None:
         """The caller does not wait any more (SIGINT): stop what runs, and stay."""
@@ -229,11 +241,16 @@ class Server(Operations):
         cargo = Cargo()
         self._referred = 0
         try:
-            encoder = Encoder(cargo, self._refer)
+            encoder = Encoder(cargo, self._refer, lacking=self._lacking)
             tree = encoder.encode(value)
+        except LackedDtype as error:
+            raise TypeError(
+                f"the answer holds torch.{error.args[0]}, which this worker's torch {versions()[1]} has, and the "
+                f"caller's torch {self._callers_torch} does not"
+            ) from None
         except TooLargeToEncode:
             cargo = Cargo()
-            encoder = Encoder(cargo, self._refer)
+            encoder = Encoder(cargo, self._refer, lacking=self._lacking)
             self._referred = 0
             tree = self._refer(value)
         cargo.lay_out()
@@ -279,9 +296,16 @@ class Server(Operations):
 
     # What can be asked for.
 
-    def do_prepare(self) -> List[str]:
-        """Versions of Python and torch; to have come so far is what was asked."""
-        return [*versions()]
+    def do_prepare(self, torch: str, dtypes: List[str]) -> Tuple[str, str, List[str]]:
+        """Versions of Python and torch, and the dtypes that may cross and are known here.
+
+        Args:
+            torch: The caller's version of it.
+            dtypes: Those that are known there.
+        """
+        self._callers_torch, own = torch, dtype_names()
+        self._lacking = frozenset(own).difference(dtypes)
+        return (*versions(), own)
 
     def do_open(self, path: str, dependencies: List[str], bound: bool) -> List[str]:
         self._downloads.bound = bound
@@ -329,9 +353,9 @@ class Server(Operations):
     def do_named(self, target: Any, what: str, recurse: bool, distinct: bool) -> List[Tuple[str, Any, bool]]:
         """Parameters or buffers: name, values, requires_grad."""
         _expect_module(target, what)
-        method = target.named_parameters if what == "parameters" else target.named_buffers
-        kwargs = {} if distinct else {"remove_duplicate": False}  # the keyword is there from torch 2.0 on
-        return [(name, _values(item), item.requires_grad) for name, item in method(recurse=recurse, **kwargs)]
+        method = getattr(target, f"named_{what}")
+        members = method(recurse=recurse) if distinct else every_member(target, what, recurse)
+        return [(name, _values(item), item.requires_grad) for name, item in members]
 
     def do_load_state_dict(self, target: Any, state: Dict[str, Any], metadata: Any, kwargs: Dict[str, Any]) -> Any:
         from collections import OrderedDict
@@ -367,7 +391,7 @@ class Server(Operations):
         return buffer.getvalue()
 
     def do_export(self, target: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> bytes:
-        import torch
+        import torch.export
 
         _expect_module(target, "exported_program")
         buffer = io.BytesIO()
