@@ -128,12 +128,12 @@ def env_show(settings: Settings, /, key: str) -> None:
 @pass_settings
 def env_rm(settings: Settings, /, keys: tuple[str, ...], everything: bool, dry_run: bool) -> None:
     """Remove environments. What is in use stays."""
-    from isohub.environments.inventory import leftovers, plan_removal, stored
+    from isohub.environments.inventory import kept, leftovers, plan_removal, stored
 
     if bool(keys) == everything:
         raise click.UsageError("name a KEY, or say --all" if not keys else "--all and a KEY exclude each other")
     chosen, missing = (stored(_root()), []) if everything else _named(keys)
-    plan = plan_removal(chosen, leftovers(_root()) if everything else ())
+    plan = plan_removal(chosen, [*leftovers(_root()), *kept(_root())] if everything else ())
     carried_out(settings, _root(), plan, dry_run, missing=missing)
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from isohub.environments.building import SourceBuilds
 from isohub.environments.declared import Asked, Declared, Unusable
 from isohub.environments.dependencies import installed_version
 from isohub.environments.environment import Environment
@@ -245,7 +246,11 @@ class _Work:
                 return known.packages
             what = f"resolving what {self.who} needs"
             try:
-                packages = resolve(question, directory, held, what=what, progress=self.progress)
+                if self.environment.allow_build:
+                    builds = SourceBuilds(question, self.store.built, directory, held, progress=self.progress)
+                    packages = builds.resolve(what)
+                else:
+                    packages = resolve(question, directory, held, what=what, progress=self.progress)
             except EnvironmentBuildError as error:
                 raise self._explained(error) from error
             self.store.remember(key, packages)
@@ -279,7 +284,16 @@ class _Work:
         settings = package_settings(self.declared.indexes)
         count = len(recipe.packages)
         what = f"installing {count} package{'s' * (count != 1)} for {self.who}"
-        install(recipe.packages, recipe.interpreter, settings, place, held, what=what, progress=self.progress)
+        install(
+            recipe.packages,
+            recipe.interpreter,
+            settings,
+            place,
+            held,
+            what=what,
+            progress=self.progress,
+            links=self.store.built_wheels(recipe.packages),
+        )
 
     def _made_for(self) -> str:
         return "" if self.checkout is None else self.checkout.pin.name
