@@ -81,7 +81,7 @@ class SourceBuilds:
         self._directory = directory
         self._held = held
         self._progress = progress
-        self._count = 0
+        self._sources: set[str] = set()
         self._links: list[str] = []
 
     def resolve(self, what: str) -> tuple[LockedPackage, ...]:
@@ -94,37 +94,36 @@ class SourceBuilds:
             EnvironmentBuildError: Nothing helps, or a build failed.
             ConfinementError: Nothing can be built here.
         """
-        tried: set[str] = set()
         while True:
             try:
                 place = self._new("resolve")
                 return resolve(self._question, place, self._held, what=what, progress=self._progress, links=self._links)
             except EnvironmentBuildError as error:
-                names = [name for name in sourceless(error.stderr_tail or "") if name not in tried]
-                if not names or self._count >= _MOST_BUILDS:
+                said = error.stderr_tail or ""
+                built = [self._build(name, said, what) for name in sourceless(said)[:_MOST_BUILDS]]
+                # At least one more wheel each time, or it ends.
+                if not any(built) or len(self._sources) > _MOST_BUILDS:
                     raise
-                for name in names:
-                    tried.add(name)
-                    self._count += 1
-                    self._build(name, what, error)
 
     def _new(self, name: str) -> Path:
         place = self._directory / f"{name}-{secrets.token_hex(4)}"
         place.mkdir()
         return place
 
-    def _build(self, name: str, what: str, error: EnvironmentBuildError) -> None:
+    def _build(self, name: str, said: str, what: str) -> bool:
+        """Build the newest version that may be wanted; False if there is none that was not built yet."""
         question = self._question
         sdist = find_sdist(
             name,
-            self._versions(name),
+            self._versions(name, said),
             question.interpreter.version_text,
             index_urls(question.settings, self._directory),
             [place for place in question.settings.find_links if "://" not in place],
             self._new("sdist"),
         )
-        if sdist is None:
-            raise error
+        if sdist is None or sdist.sha256 in self._sources:
+            return False
+        self._sources.add(sdist.sha256)
         place = self._kept / digest_of([sdist.sha256, question.interpreter.identity])
         if not any(place.glob("*.whl")):
             file, content = self._built(sdist, what)
@@ -136,10 +135,12 @@ class SourceBuilds:
             except OSError:  # somebody else has built it meanwhile
                 remove_tree(str(staging))
         self._links.append(str(place))
+        return True
 
-    def _versions(self, name: str) -> SpecifierSet:
+    def _versions(self, name: str, said: str) -> SpecifierSet:
+        """What is asked for of a package, by the requirements and, as far as uv says so, by other packages."""
         from packaging.requirements import Requirement
-        from packaging.specifiers import SpecifierSet
+        from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
         wanted = SpecifierSet()
         declared = self._question.declared
@@ -147,6 +148,9 @@ class SourceBuilds:
         for each in (*declared.asked, *declared.constraints, *overrides):
             if required_name(each.text) == name:
                 wanted &= Requirement(each.text).specifier
+        for text in re.findall(rf"(?:depends on|you require) {re.escape(name)}([=<>!~][^\s]*)", said):
+            with contextlib.suppress(InvalidSpecifier):
+                wanted &= SpecifierSet(text)
         return wanted
 
     def _built(self, sdist: Sdist, what: str) -> tuple[str, bytes]:
