@@ -616,8 +616,7 @@ class Session:
                 name=checkout.pin.name,
                 reference=str(checkout.reference),
             )
-            with pool.lease(key, timeout_s) as worker:
-                _check_confinement(worker, gate)
+            with pool.lease(key, timeout_s, lambda worker: _check_confinement(worker, gate)) as worker:
                 if worker.equip(broker):
                     undo.pop_all()  # the worker's, until it ends
                 link = Link(worker, pool, checkout, gate, make_handle, timeout_s, self._max_reply_bytes, wanted.verbose)
@@ -698,7 +697,7 @@ def _require_trust(gate: ProgramGate, policy: Sandbox | str, checkout: Checkout)
 
 
 def _check_confinement(worker: Worker, gate: ProgramGate) -> None:
-    """Raise unless a worker has what its policy requires, before it runs a byte of the repo's code."""
+    """Raise unless a worker has what its policy requires, before it runs a byte of the repo's code or packages."""
     confinement, policy = worker.confinement, worker.placement.policy
     if isinstance(policy, str):
         return

@@ -1,11 +1,13 @@
 """What every test has: a cache of its own, the tiny repos, and one session for tests that harm no session.
 
 ``ISOHUB_EXPECT=landlock,seccomp,namespaces`` names the layers of confinement that this machine is known to have: a test
-that lacks one of these fails; without the variable it is skipped, with the reason.
+that lacks one of these fails; without the variable it is skipped, with the reason. ``python3.9`` in it says the same of
+an interpreter of that version, or 3.8, and of the package index.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -17,6 +19,7 @@ import psutil
 import pytest
 
 import isohub
+from isohub.environments.runtime import Runtime
 
 HUBS = Path(__file__).parent / "hubs"
 #: Variables of the developer's that would change what is tested.
@@ -89,7 +92,7 @@ def layers_here() -> dict[str, str]:
 def require_layers(*layers: str) -> None:
     """Skip the test that asks where this machine lacks a layer; fail it where ``ISOHUB_EXPECT`` names that layer."""
     expected = os.environ.get("ISOHUB_EXPECT", "").replace(",", " ").split()
-    unknown = set(expected) - {"landlock", "seccomp", "namespaces"}
+    unknown = set(expected) - {"landlock", "seccomp", "namespaces", "python3.9"}
     if unknown:
         raise pytest.UsageError(f"ISOHUB_EXPECT names {', '.join(sorted(unknown))}")
     for layer in layers:
@@ -98,6 +101,16 @@ def require_layers(*layers: str) -> None:
             pytest.fail(f"this machine has no {layer}, and ISOHUB_EXPECT says that it has: {reason}")
         if reason is not None:
             pytest.skip(f"this machine has no {layer}: {reason}")
+
+
+@contextlib.contextmanager
+def all_on(runtime: Runtime) -> Iterator[None]:
+    """Loads within the block are of this runtime, as if it had been built for them."""
+    from isohub.environments import prepare
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "prepare", lambda *_, **__: prepare.Prepared(runtime, "a test's"))
+        yield
 
 
 def open_descriptors() -> int:

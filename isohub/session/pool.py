@@ -21,7 +21,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,6 +30,7 @@ from isohub.errors import SessionClosedError, WorkerStartError, WorkerTimeoutErr
 from isohub.sandbox.policy import NONE
 from isohub.session.background import Background
 from isohub.session.ending import refused
+from isohub.session.preparing import prepare
 from isohub.session.register import Register
 from isohub.session.request import Placement
 from isohub.session.spawn import Zygote
@@ -127,8 +128,14 @@ class Pool:
             return zygote
 
     @contextlib.contextmanager
-    def lease(self, key: WorkerKey, timeout_s: float | None) -> Iterator[Worker]:
+    def lease(self, key: WorkerKey, timeout_s: float | None, check: Callable[[Worker], None]) -> Iterator[Worker]:
         """The checkout's worker, kept alive at least until the end of the block.
+
+        Args:
+            key: Which.
+            timeout_s: Seconds that each step of starting it may take.
+            check: Raises unless a worker is confined as it has to be. A new one is given to it before a package of
+                its environment's is imported.
 
         Raises:
             WorkerStartError, WorkerTimeoutError: It could not be started, or there was no room for it.
@@ -140,6 +147,12 @@ class Pool:
                 if entry.worker is None:
                     zygote = self.warm(key.runtime, confined=key.placement.policy != NONE)
                     worker = zygote.spawn(key.name, key.commit, timeout_s, key.placement, self._watchdog)
+                    try:
+                        check(worker)
+                        prepare(worker, timeout_s)
+                    except BaseException:
+                        worker.close()
+                        raise
                     worker.row = self._register.enter(
                         name=key.name,
                         reference=key.reference,
@@ -159,6 +172,7 @@ class Pool:
                         worker.close()
                         self._check_open()
             assert entry.worker is not None
+            check(entry.worker)  # that was started for another load, perhaps, of which less was asked
             yield entry.worker
         finally:
             self._give_back(key, entry, leases=1)

@@ -51,12 +51,7 @@ def prepare(worker: Worker, timeout_s: float | None) -> None:
         tail = printable("\n".join(fault.traceback.rstrip().splitlines()[-_MOST_LINES:]))
         words = f"no worker could be made for {worker.name}: its interpreter, {worker.runtime.python}, "
         what = printable(f"{fault.type}: {fault.message}", limit_chars=500)
-        error = could_not_start(f"{words}has no torch that works: {what}", worker.runtime, tail)
-        worker.close()
-        raise error from None
-    except BaseException:
-        worker.close()
-        raise
+        raise could_not_start(f"{words}has no torch that works: {what}", worker.runtime, tail) from None
 
 
 def _checked(claimed: Any, worker: Worker) -> tuple[Versions, list[str]]:

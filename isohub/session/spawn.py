@@ -25,7 +25,7 @@ from isohub.environments.runtime import HOST, Runtime
 from isohub.errors import WorkerStartError, printable
 from isohub.sandbox.confine import remove_tree
 from isohub.session.background import Background, Output
-from isohub.session.preparing import could_not_start, prepare
+from isohub.session.preparing import could_not_start
 from isohub.session.request import Placement, worker_request, worker_variables
 from isohub.session.supervisor import Worker
 from isohub.session.watchdog import Watchdog
@@ -121,7 +121,7 @@ class Zygote:
     def spawn(
         self, name: str, commit: str, timeout_s: float | None, placement: Placement, watchdog: Watchdog
     ) -> Worker:
-        """A new worker, ready to be asked.
+        """A new worker, which has said what confines it; the packages of its environment are not there yet.
 
         Args:
             name: For log lines and messages, such as ``org/repo@1a2b3c4``.
@@ -168,7 +168,6 @@ class Zygote:
         worker = Worker(name, commit, channel, status, outputs, self._background, placement, watchdog, self._runtime)
         try:
             worker.greet(timeout_s)
-            prepare(worker, timeout_s)
         except ChannelClosed as error:
             worker.close()
             raise self._gone() from error

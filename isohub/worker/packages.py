@@ -7,11 +7,11 @@ Rules:
 2. What isohub has installed, a repo may have asked for, under any name: a wheel called anything can hold a ``numpy``
    or a ``.pth``. No byte of it runs before a worker is confined, neither by an import nor by `site`. The zygote of a
    whole environment is started with ``-S`` and knows the standard library alone; each of its workers imports torch.
-3. The directories of an overlay stand behind the standard library and before the host's packages, from the fork on.
-   If they bring something that torch's import has brought already (another numpy), the zygote starts anew without
-   torch, and each of its workers imports torch over the overlay.
-4. ``.pth`` files of an overlay are not read: they serve installations in place, which an overlay has none of. Those
-   of a whole environment are, by the worker.
+3. The directories of an environment stand behind the standard library and before the host's packages, from the fork
+   on. If those of an overlay bring something that torch's import has brought already (another numpy), the zygote
+   starts anew without torch, and each of its workers imports torch over the overlay.
+4. ``.pth`` files among them are not read. They serve installations in place, which there are none of, and namespaces
+   of old, whose parts Python finds without. A virtual environment's own are, by the worker.
 
 Side: worker; `import_ahead` and `shadowed` in its zygote. Trust: paths are the caller's; the packages are whoever's
 the requirements name. Source: site(1) as the ``site`` module of Python 3.8 to 3.14 has it.
@@ -29,7 +29,7 @@ from isohub.wire.arena import storage_of
 
 __all__ = ["import_ahead", "put_on_path", "shadowed", "take_in", "versions"]
 
-#: The oldest torch whose storages, dtypes and autograd hooks the worker's side knows; docs/environments.md.
+#: The oldest torch whose storages, dtypes and autograd hooks the worker's side knows: docs/versions.md.
 LEAST_TORCH = (1, 13)
 _ENDS_OF_MODULES = (".py", ".so")
 
@@ -74,7 +74,7 @@ def _place() -> int:
 
 
 def put_on_path(packages: Sequence[str]) -> None:
-    """Put an overlay's directories behind the standard library and before all else.
+    """Put an environment's directories behind the standard library and before all else.
 
     Args:
         packages: The directories, first ones first.
@@ -120,7 +120,7 @@ def take_in(packages: Sequence[str]) -> None:
     """Have the environment's packages, and torch of them, in this process: a worker that is confined.
 
     Args:
-        packages: Directories of its overlay.
+        packages: Its directories.
 
     Raises:
         ImportError: There is no torch that workers can use.
