@@ -36,7 +36,7 @@ _KEY_CHARS = 10
 
 @click.group("env")
 def env() -> None:
-    """Build, list and remove environments: interpreters and packages that repos run on."""
+    """Build, list and remove what repos run on."""
 
 
 @env.command("build")

@@ -148,7 +148,13 @@ def environment_options(command: _F) -> _F:
         click.option("--allow-build", is_flag=True, help="Also build packages that are there as source only."),
         click.option("--extra", "extras", multiple=True, metavar="NAME", help="An optional part of the project."),
         click.option("--override", "overrides", multiple=True, metavar="REQ", help="In place of what is asked for."),
-        click.option("--with", "requirements", multiple=True, metavar="REQ", help="Install this, not what REPO says."),
+        click.option(
+            "--with",
+            "requirements",
+            multiple=True,
+            metavar="REQ",
+            help="Install this, not what REPO says; over this Python's packages.",
+        ),
         click.option("--python", metavar="VERSION", help="Another Python, such as 3.9, with packages of its own."),
         click.option(
             "--environment",
@@ -174,8 +180,8 @@ def _environment(options: dict[str, Any], default: str | None) -> Any:
             raise click.UsageError("--environment FILE and --with both say what to install; say one of them")
         requirements = Path(base)
         base = None
-    if base is None and requirements is None and fields["python"] is None:
-        base = default
+    elif base is None and fields["python"] is None:
+        base = "auto" if requirements is not None else default
     if base is None and requirements is None and fields["python"] is None:
         if any(fields.values()):
             raise click.UsageError("of which environment? say --environment auto, or --python VERSION")

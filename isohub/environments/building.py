@@ -120,6 +120,7 @@ class SourceBuilds:
             index_urls(question.settings, self._directory),
             [place for place in question.settings.find_links if "://" not in place],
             self._new("sdist"),
+            question.settings.variables.get("SSL_CERT_FILE"),
         )
         if sdist is None or sdist.sha256 in self._sources:
             return False

@@ -143,7 +143,13 @@ def prepare(
         assert lockfile is not None
         assert checkout is not None
         packages = _as_locked(locked, work, lockfile, checkout)
-    prepared = work.built(packages)
+    try:
+        prepared = work.built(packages)
+    except EnvironmentBuildError as error:
+        if locked is None or lockfile is None or checkout is None or error.stderr_tail is None:
+            raise
+        expected = f"{len(packages)} packages by their hashes"
+        raise lockfile.differs(checkout.reference, checkout.pin.extras, expected, error.stderr_tail) from error
     if lockfile is not None and checkout is not None and locked is None:
         try:
             fresh = LockedEnvironment(environment.name, work.python, work.target.platform, packages)

@@ -183,7 +183,7 @@ def _read_requirement(line: str, where: str, reading: _Reading, declared: Declar
 
     hashes = tuple(found.lower() for found in _HASH.findall(line))
     plain = _OTHER_HASH.sub("", line).strip()
-    if plain.endswith(_ARCHIVES):  # also a name, as PEP 508 has it; pip takes it for a file
+    if plain.endswith(_ARCHIVES) and " " not in plain:  # also a name, as PEP 508 has it; pip takes it for a file
         _read_place(plain, line, where, reading, declared)
         return
     try:

@@ -98,7 +98,13 @@ class _Page(html.parser.HTMLParser):
 
 
 def find_sdist(
-    name: str, wanted: SpecifierSet, python: str, indexes: Sequence[str], directories: Sequence[str], place: Path
+    name: str,
+    wanted: SpecifierSet,
+    python: str,
+    indexes: Sequence[str],
+    directories: Sequence[str],
+    place: Path,
+    certificates: str | None = None,
 ) -> Sdist | None:
     """The newest source distribution of a name; None if there is none.
 
@@ -109,6 +115,7 @@ def find_sdist(
         indexes: Their addresses, with credentials if they need them.
         directories: More places, on the disk.
         place: Where to write it.
+        certificates: File of authorities, where the environment names none.
 
     Raises:
         SourceUnavailableError: An index did not answer.
@@ -118,7 +125,7 @@ def find_sdist(
         local = [found for path in Path(directory).iterdir() if (found := _of_file(path, name, wanted)) is not None]
         if local:
             return max(local, key=lambda each: each[0])[1]
-    with HttpClient(Credentials()) as client:
+    with HttpClient(Credentials(), certificates=certificates) as client:
         for index in indexes:
             if urlsplit(index).scheme not in ("http", "https"):
                 continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -14,34 +13,7 @@ from isohub.environments.prepare import prepare
 from tests.conftest import require_layers
 from tests.environments.test_prepare import asked, left, seen_by
 from tests.servers.index import PackageIndex
-
-#: A build backend of forty lines, so that no test needs a real one.
-BACKEND = """
-import os, zipfile
-def build_wheel(directory, config_settings=None, metadata_directory=None):
-    import alpha_build
-    note = alpha_build.look()
-    name = "{name}-{version}-py3-none-any.whl"
-    with zipfile.ZipFile(os.path.join(directory, name), "w") as wheel:
-        info = "{name}-{version}.dist-info/"
-        wheel.writestr("{name}.py", "__version__ = %r\\nnote = %r\\n" % ("{version}", note))
-        wheel.writestr(info + "METADATA", "Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n{more}")
-        wheel.writestr(info + "WHEEL", "Wheel-Version: 1.0\\nGenerator: t\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
-        wheel.writestr(info + "RECORD", "")
-    return name
-"""
-
-
-def add_source(
-    index: PackageIndex, name: str, version: str, look: str = "return 'built'", more: str = "", **system
-) -> None:
-    """A source distribution whose build runs the body of `look`."""
-    index.wheel("tinybuild", "1.0", {"tinybuild.py": BACKEND.format(name=name, version=version, more=more)})
-    files = {
-        "pyproject.toml": '[build-system]\nrequires = ["tinybuild"]\nbuild-backend = "tinybuild"\nbackend-path = ["."]\n',
-        "alpha_build.py": "def look():\n" + textwrap.indent(textwrap.dedent(look), "    "),
-    }
-    index.sdist(name, version, files)
+from tests.servers.sources import add_source
 
 
 @pytest.fixture(autouse=True)
@@ -63,38 +35,6 @@ def test_what_a_source_asks_for_is_resolved_too(index: PackageIndex, root: Path)
     index.wheel("beta", "3.0")
     prepared = prepare(asked("alpha", allow_build=True), root, None, None)
     assert [(each.name, each.version) for each in prepared.packages] == [("alpha", "1.0"), ("beta", "3.0")]
-
-
-def test_a_build_sees_and_reaches_nothing(index: PackageIndex, root: Path, tmp_path: Path, monkeypatch):
-    secret = tmp_path / "secret"
-    secret.write_text("s3cret")
-    root.mkdir()
-    (root / "trust.json").write_text("{}")
-    monkeypatch.setenv("MY_TOKEN", "s3cret")
-    look = f"""
-        import os, socket, urllib.request
-        said = []
-        for act in (
-            lambda: open({str(secret)!r}).read(),
-            lambda: open({str(tmp_path / "mark")!r}, "w").write("x"),
-            lambda: os.environ["MY_TOKEN"],
-            lambda: socket.create_connection(("127.0.0.1", {index.url.split(":")[2].split("/")[0]}), 2),
-            lambda: open({str(root / "trust.json")!r}).read(),
-        ):
-            try:
-                act()
-                said.append("succeeded")
-            except (OSError, KeyError) as error:
-                said.append(type(error).__name__)
-        open(os.path.join(os.environ["TMPDIR"], "own"), "w").write("allowed")
-        return said
-    """
-    add_source(index, "alpha", "1.0", look)
-    prepared = prepare(asked("alpha", allow_build=True), root, None, None)
-    source = Path(prepared.runtime.packages[0], "alpha.py").read_text()
-    assert "succeeded" not in source, source
-    assert source.count("Error") == 5
-    assert not (tmp_path / "mark").exists()
 
 
 def test_a_build_that_fails_says_why_and_leaves_nothing(index: PackageIndex, root: Path):

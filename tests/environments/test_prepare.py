@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,13 +17,12 @@ import pytest
 
 from isohub import errors
 from isohub.environments.environment import Environment
+from isohub.environments.interpreters import find_interpreter
 from isohub.environments.prepare import prepare
 from isohub.environments.runtime import HOST
 from isohub.environments.store import EnvironmentStore
 from tests.conftest import eventually
-from tests.servers.index import PackageIndex
-
-OWN = "auto"
+from tests.servers.index import PackageIndex, make_wheel
 
 
 def asked(*requirements: str, **more) -> Environment:
@@ -202,11 +202,16 @@ def builder(root: Path) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def any_ended(running: list[subprocess.Popen]) -> bool:
+    return any(process.poll() is not None for process in running)
+
+
 def test_sixteen_processes_build_one(index: PackageIndex, root: Path):
     index.wheel("alpha", "1.0")
     with index.closed():
         running = [builder(root) for _ in range(16)]
-        assert eventually(lambda: any(path.endswith(".whl") for path in index.asked), 60)
+        assert eventually(lambda: any_ended(running) or any(path.endswith(".whl") for path in index.asked), 60)
+        assert not any_ended(running)
     ended = [(*process.communicate(timeout=100), process.returncode) for process in running]
     assert {code for *_, code in ended} == {0}, ended
     assert len({out for out, *_ in ended}) == 1
@@ -219,16 +224,113 @@ def test_sixteen_processes_build_one(index: PackageIndex, root: Path):
 
 def test_a_build_that_was_killed_is_begun_again(index: PackageIndex, root: Path):
     index.wheel("alpha", "1.0")
+    index.wheel("beta", "1.0")
     for step in range(4):
         with index.closed():
             process = builder(root)
             if step % 2:
-                eventually(lambda: any((root / "environments").glob(".staging-*")), 30)
+                assert eventually(lambda: any((root / "environments").glob(".staging-*")), 30)
                 time.sleep(step * 0.05)
             else:
-                eventually(lambda: any(path.endswith(".whl") for path in index.asked), 30)
+                assert eventually(lambda: any(path.endswith(".whl") for path in index.asked), 30)
             process.send_signal(signal.SIGKILL)
             process.communicate()
         index.asked.clear()
     assert prepare(asked("alpha"), root, None, None).version("alpha") == "1.0"
-    assert eventually(lambda: prepare(asked("alpha"), root, None, None).version("alpha") == "1.0")
+    # An orphan of a killed one may still write; who comes after it removes what it leaves.
+    assert eventually(lambda: left(root) == [] or bool(prepare(asked("beta"), root, None, None)), 30)
+
+
+# Environments with an interpreter of their own. The torch here is a name and a version: no worker is started.
+
+
+def interpreters() -> list[str]:
+    """Versions of Python that are here beside this one, else this one."""
+    here = ".".join(map(str, sys.version_info[:2]))
+    found = []
+    for version in ("3.8", "3.9", "3.10", "3.11", "3.12", "3.13"):
+        try:
+            find_interpreter(version)
+        except errors.EnvironmentBuildError:
+            continue
+        found.append(version)
+    return [version for version in found if version != here] or [here]
+
+
+def test_an_environment_of_its_own(index: PackageIndex, root: Path):
+    version = interpreters()[0]
+    index.wheel("torch", "1.13.1", requires=["typing-extensions"])
+    index.wheel("torch", "2.0.0", requires=["typing-extensions"])
+    index.wheel("typing-extensions", "4.0")
+    index.wheel("numpy", "1.26.4")
+    index.wheel("numpy", "2.1.0")
+    wanted = Environment(requirements=["torch<2", "numpy", "alpha; python_version < '3'"], python=version)
+    prepared = prepare(wanted, root, None, None)
+    # torch of that time knows numpy 1 alone.
+    assert [(each.name, each.version) for each in prepared.packages] == [
+        ("numpy", "1.26.4"),
+        ("torch", "1.13.1"),
+        ("typing-extensions", "4.0"),
+    ]
+    assert prepared.host is None
+    assert prepared.version("packaging") is None
+    assert seen_by(prepared, "torch", "numpy") == ["1.13.1", "1.26.4"]
+    lines = "import sys; print(sys.version_info[:2], sys.prefix, [p for p in sys.path if 'site-packages' in p])"
+    done = subprocess.run([prepared.runtime.python, "-I", "-c", lines], capture_output=True, text=True, check=True)
+    said = done.stdout
+    assert f"({version.replace('.', ', ')})" in said
+    assert str(root) in said
+    (place,) = re.findall(r"\['(.*)'\]", said)
+    assert os.listdir(place) == []  # nothing of the packages runs when it is started
+    assert prepare(wanted, root, None, None, offline=True).runtime == prepared.runtime
+
+
+def test_torch_comes_along_and_is_new_enough(index: PackageIndex, root: Path):
+    for name in ("1.12.0", "1.13.0", "2.0.0"):
+        index.wheel("torch", name)
+    index.wheel("alpha", "1.0")
+    version = interpreters()[0]
+    prepared = prepare(Environment(requirements=["alpha"], python=version), root, None, None)
+    assert prepared.version("torch") == "2.0.0"
+    with pytest.raises(errors.EnvironmentBuildError, match=r"torch>=1\.13"):
+        prepare(Environment(requirements=["torch<1.13"], python=version), root, None, None)
+
+
+def test_a_requirements_file_of_the_caller_s(index: PackageIndex, root: Path, tmp_path: Path, monkeypatch):
+    index.wheel("alpha", "1.0")
+    index.wheel("alpha", "2.0")
+    (tmp_path / "wheels").mkdir()
+    file, content = make_wheel("beta", "1.0")
+    (tmp_path / "wheels" / file).write_bytes(content)
+    (tmp_path / "requirements.txt").write_text("--find-links wheels\nalpha<2\nbeta\n")
+    prepared = prepare(Environment("auto", requirements=tmp_path / "requirements.txt"), root, None, None)
+    assert seen_by(prepared, "alpha", "beta") == ["1.0", "1.0"]
+
+
+def test_hashes_that_are_asked_for(index: PackageIndex, root: Path, tmp_path: Path):
+    sha256 = index.wheel("alpha", "1.0")
+    file = tmp_path / "requirements.txt"
+    file.write_text(f"alpha==1.0 --hash=sha256:{sha256}\n")
+    assert prepare(Environment("auto", requirements=file), root, None, None).version("alpha") == "1.0"
+    file.write_text(f"alpha==1.0 --hash=sha256:{'0' * 64}\n")
+    with pytest.raises(errors.EnvironmentBuildError, match="one of the hashes"):
+        prepare(Environment("auto", requirements=file), root, None, None)
+
+
+def test_no_variable_of_the_caller_s_is_expanded(index: PackageIndex, root: Path):
+    with pytest.raises(errors.EnvironmentBuildError, match=r"or a '\$'"):
+        prepare(asked("alpha; os_name != '${HOME}'"), root, None, None)
+
+
+def test_a_damaged_environment_is_built_again(index: PackageIndex, root: Path):
+    index.wheel("alpha", "1.0")
+    first = prepare(asked("alpha"), root, None, None)
+    os.close(first.held)
+    place = root / "environments" / first.runtime.key
+    place.chmod(0o755)
+    (place / "environment.json").chmod(0o644)
+    (place / "environment.json").write_text("{}")
+    again = prepare(asked("alpha"), root, None, None)
+    assert again.runtime == first.runtime
+    assert seen_by(again, "alpha") == ["1.0"]
+    assert left(root) == []
