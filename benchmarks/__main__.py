@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.bench import Bench, open_bench
 from benchmarks.calls import measure_calls
 from benchmarks.confinement import measure_confinement
+from benchmarks.environments import measure_environments
 from benchmarks.measure import Sizes, Table, machine
 from benchmarks.memory import measure_memory
 from benchmarks.page import render, render_table
@@ -31,6 +32,7 @@ PARTS: dict[str, Callable[[Bench], list[Table]]] = {
     "call": measure_calls,
     "state_dict": measure_state_dict,
     "confinement": measure_confinement,
+    "environments": measure_environments,
     "memory": measure_memory,
     "close": measure_close,
 }

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from isohub.environments.building import SourceBuilds
 from isohub.environments.declared import Asked, Declared, Unusable
 from isohub.environments.dependencies import installed_version
 from isohub.environments.environment import Environment
@@ -141,7 +143,13 @@ def prepare(
         assert lockfile is not None
         assert checkout is not None
         packages = _as_locked(locked, work, lockfile, checkout)
-    prepared = work.built(packages)
+    try:
+        prepared = work.built(packages)
+    except EnvironmentBuildError as error:
+        if locked is None or lockfile is None or checkout is None or error.stderr_tail is None:
+            raise
+        expected = f"{len(packages)} packages by their hashes"
+        raise lockfile.differs(checkout.reference, checkout.pin.extras, expected, error.stderr_tail) from error
     if lockfile is not None and checkout is not None and locked is None:
         try:
             fresh = LockedEnvironment(environment.name, work.python, work.target.platform, packages)
@@ -244,7 +252,11 @@ class _Work:
                 return known.packages
             what = f"resolving what {self.who} needs"
             try:
-                packages = resolve(question, directory, held, what=what, progress=self.progress)
+                if self.environment.allow_build:
+                    builds = SourceBuilds(question, self.store.built, directory, held, progress=self.progress)
+                    packages = builds.resolve(what)
+                else:
+                    packages = resolve(question, directory, held, what=what, progress=self.progress)
             except EnvironmentBuildError as error:
                 raise self._explained(error) from error
             self.store.remember(key, packages)
@@ -278,7 +290,16 @@ class _Work:
         settings = package_settings(self.declared.indexes)
         count = len(recipe.packages)
         what = f"installing {count} package{'s' * (count != 1)} for {self.who}"
-        install(recipe.packages, recipe.interpreter, settings, place, held, what=what, progress=self.progress)
+        install(
+            recipe.packages,
+            recipe.interpreter,
+            settings,
+            place,
+            held,
+            what=what,
+            progress=self.progress,
+            links=self.store.built_wheels(recipe.packages),
+        )
 
     def _made_for(self) -> str:
         return "" if self.checkout is None else self.checkout.pin.name
@@ -341,20 +362,33 @@ class _Work:
         """The same error, with what was not honoured, and what may help."""
         remarks = "".join(f"\n{remark}" for remark in self.declared.remarks)
         hint = error.hint
-        if hint is None and self.host is not None:
-            hint = "the host's torch stays; isohub.Environment(python='3.9') has packages of its own"
-        if hint is None and not self.environment.allow_build and "no wheels" in error.message:
-            hint = "allow_build=True also takes packages that are there as source only"
+        if hint is None and not self.environment.allow_build and "building from source is disabled" in error.message:
+            hint = "allow_build=True also takes packages that are there as source only, and builds them confined"
+        if hint is None and self.host is not None and f"torch=={self.host.version('torch')}" in error.message:
+            hint = f"the host's torch stays; isohub.Environment(python='{self.python}') has packages of its own"
         return EnvironmentBuildError(f"{error.message}{remarks}", hint=hint, **error.fields)
 
     def _offline(self, why: str) -> OfflineError:
-        what = "REPO" if self.checkout is None else str(self.checkout.reference)
-        flags = "--environment auto" if self.environment.base == "auto" else f"--python {self.python}"
+        what = "" if self.checkout is None else f" {shlex.quote(str(self.checkout.reference))}"
         return OfflineError(
             f"the environment of {self.who} is not here, and the network may not be used: {why}",
-            hint=f"with a network: isohub env build {what} {flags}; offline comes from ISOHUB_OFFLINE or offline=True",
-            reference=what,
+            hint=f"with a network: isohub env build{what}{_options(self.environment)}; offline comes from "
+            "ISOHUB_OFFLINE or offline=True",
+            reference=what.strip() or None,
         )
+
+
+def _options(environment: Environment) -> str:
+    """The command line's options for an environment."""
+    words = ["--environment", environment.base] if environment.base else []
+    wanted = environment.requirements
+    words += ["--environment", wanted] if isinstance(wanted, str) else []
+    words += [word for text in (wanted if isinstance(wanted, tuple) else ()) for word in ("--with", text)]
+    words += ["--python", environment.python] if environment.python else []
+    words += [word for text in environment.overrides for word in ("--override", text)]
+    words += [word for name in environment.extras for word in ("--extra", name)]
+    words += ["--allow-build"] if environment.allow_build else []
+    return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 def _contains(specifier: str, version: str) -> bool:

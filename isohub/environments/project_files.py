@@ -176,11 +176,9 @@ def _add_text(text: str, root: Path, where: str, declared: Declared) -> None:
         for name in stripped.removeprefix("file:").split(","):
             _include(root, name.strip(), declared)
         return
-    _add(
-        [line.strip() for line in re.split(r"[\n;](?![^\"']*[\"'])", _unfolded(stripped)) if line.strip()],
-        where,
-        declared,
-    )
+    # As setuptools has it: a line each, or all in one line with semicolons between them.
+    lines = _unfolded(stripped).splitlines() if "\n" in stripped else stripped.split(";")
+    _add([line.strip() for line in lines if line.strip()], where, declared)
 
 
 def _unfolded(text: str) -> str:

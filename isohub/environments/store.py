@@ -2,6 +2,7 @@
 
     <root>/environments/<key>/{packages/, venv/, environment.json}    `venv` only of one with its own interpreter
     <root>/environments/resolutions/<key>.json                        what requirements came to, and when
+    <root>/environments/built/<key>/*.whl                             what was built from source
     <root>/environments/{locks/, .staging-*, .trash-*}
 
 Rules, as those of `isohub.repos.store`:
@@ -27,7 +28,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,8 @@ class EnvironmentStore:
     def __init__(self, root: Path) -> None:
         self.root = Path(root).expanduser().absolute()
         self.directory = self.root / "environments"
+        #: What was built from source, each wheel in a directory of its own.
+        self.built = self.directory / "built"
 
     def lookup(self, recipe: Recipe) -> EnvironmentRecord | None:
         """The record of an environment that is there and can be started."""
@@ -231,6 +234,12 @@ class EnvironmentStore:
             self._resolution(question).parent.mkdir(parents=True, exist_ok=True)
             record = ResolutionRecord(format=_FORMAT, packages=packages, created=_now())
             write_record(self._resolution(question), record)
+
+    def built_wheels(self, packages: Sequence[LockedPackage]) -> list[str]:
+        """Directories that hold a wheel of one of these, which was built from source."""
+        names = {each.name for each in packages}
+        wheels = sorted(self.built.glob("[!.]*/*.whl"))
+        return [str(path.parent) for path in wheels if path.name.partition("-")[0].lower().replace("_", "-") in names]
 
     @contextmanager
     def resolving(self, question: str) -> Iterator[tuple[Path, int | None]]:

@@ -25,7 +25,7 @@ from typing import IO, Any
 from isohub.environments.settings import PackageSettings
 from isohub.errors import EnvironmentBuildError, SourceUnavailableError, printable
 
-__all__ = ["find_uv", "run_uv"]
+__all__ = ["find_uv", "index_urls", "run_uv"]
 
 _log = logging.getLogger("isohub.environments")
 _OLDEST = (0, 8)  # `pip compile --format pylock.toml`, and `pip install` with --target that is left alone elsewhere
@@ -127,6 +127,27 @@ def run_uv(
     if code != 0:
         raise _failure(said, code, settings, what, words)
     return said
+
+
+def index_urls(settings: PackageSettings, directory: Path) -> list[str]:
+    """The addresses of the indexes that uv asks, in its order; they may hold credentials.
+
+    Args:
+        settings: What uv is told.
+        directory: Where it stands.
+    """
+    (directory / "nothing.in").write_text("")
+    words = [find_uv(), "pip", "compile", "nothing.in", "--emit-index-url", "--no-header", "--offline", "--quiet"]
+    done = subprocess.run(
+        [*words, *settings.arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=dict(settings.variables),
+        cwd=directory,
+        check=False,
+    )
+    return re.findall(r"^--(?:extra-)?index-url (\S+)$", done.stdout, re.MULTILINE)
 
 
 def _follow(stream: IO[bytes], settings: PackageSettings, what: str, progress: bool) -> str:
