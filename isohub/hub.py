@@ -556,7 +556,7 @@ class Session:
             if self._in_use is None:
                 self._in_use = InUse()
             self._in_use.add(prepared)
-        return prepared
+        return replace(prepared, held=None)
 
     @contextmanager
     def _lease(

@@ -31,7 +31,7 @@ from isohub.environments.resolver import Question, install, resolve
 from isohub.environments.runtime import HOST, Runtime
 from isohub.environments.settings import package_settings
 from isohub.environments.store import EnvironmentStore, Recipe, digest_of
-from isohub.errors import EnvironmentBuildError, OfflineError
+from isohub.errors import EnvironmentBuildError, OfflineError, printable
 from isohub.repos.lock_format import LockedEnvironment, LockedPackage
 
 if TYPE_CHECKING:
@@ -354,8 +354,9 @@ class _Work:
             _log.log(level, "%s: %s", self.who, remark)
         wanted = self.declared.requires_python
         if wanted is not None and not _contains(wanted, self.target.version_text):
+            shown = printable(wanted, limit_chars=80, newlines=False)
             _log.log(
-                level, "%s: the project is for Python %s, and runs on %s", self.who, wanted, self.target.version_text
+                level, "%s: the project is for Python %s, and runs on %s", self.who, shown, self.target.version_text
             )
 
     def _explained(self, error: EnvironmentBuildError) -> EnvironmentBuildError:
