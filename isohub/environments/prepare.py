@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isohub.environments.building import SourceBuilds
+from isohub.environments.building import SourceBuilds, sourceless
 from isohub.environments.declared import Asked, Declared, Unusable
 from isohub.environments.dependencies import installed_version
 from isohub.environments.environment import Environment
@@ -363,7 +363,7 @@ class _Work:
         """The same error, with what was not honoured, and what may help."""
         remarks = "".join(f"\n{remark}" for remark in self.declared.remarks)
         hint = error.hint
-        if hint is None and not self.environment.allow_build and "building from source is disabled" in error.message:
+        if hint is None and not self.environment.allow_build and sourceless(error.stderr_tail or ""):
             hint = "allow_build=True also takes packages that are there as source only, and builds them confined"
         if hint is None and self.host is not None and f"torch=={self.host.version('torch')}" in error.message:
             hint = f"the host's torch stays; isohub.Environment(python='{self.python}') has packages of its own"
