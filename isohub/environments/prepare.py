@@ -234,7 +234,13 @@ class _Work:
                 return ()
         settings = package_settings(self.declared.indexes)
         question = Question(
-            self.environment, self.declared, self.target, self.host, host_packages().version("torch"), settings
+            self.environment,
+            self.declared,
+            self.target,
+            self.host,
+            host_packages().version("torch"),
+            settings,
+            refresh=self.refresh,
         )
         key = digest_of(question.identity)
         known = None if self.refresh and not self.offline else self.store.recall(key)

@@ -55,6 +55,7 @@ class Question:
         host_torch: The host's version of torch, if it has one.
         settings: Where packages come from.
         plain: Whether torch is nothing to it: for what building from source needs.
+        refresh: Whether the indexes are asked again for what uv has kept of them.
     """
 
     environment: Environment
@@ -64,6 +65,7 @@ class Question:
     host_torch: str | None
     settings: PackageSettings
     plain: bool = False
+    refresh: bool = False
 
     @property
     def identity(self) -> list[Any]:
@@ -160,6 +162,7 @@ class _Files:
         arguments += ["--constraints", "constraints.txt"] if self.constraints else []
         arguments += [word for path in settings.constraints for word in ("--constraints", path)]
         arguments += ["--override", "overrides.txt"] if overrides else []
+        arguments += ["--refresh"] if question.refresh else []
         arguments += [
             "--python",
             question.interpreter.executable,
