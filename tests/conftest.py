@@ -105,7 +105,7 @@ def require_layers(*layers: str) -> None:
 
 @contextlib.contextmanager
 def all_on(runtime: Runtime) -> Iterator[None]:
-    """Loads within the block are of this runtime, as if it had been built for them."""
+    """Loads within the block are of this runtime, as if it had been built for them; for sessions on "auto"."""
     from isohub.environments import prepare
 
     with pytest.MonkeyPatch.context() as patch:

@@ -62,7 +62,7 @@ def test_c30_what_torch_imports_of_an_overlay_is_imported_by_the_worker(hub, pac
     """A wheel of any name may hold a `numpy`, or what torch imports; its zygote must not be what runs it."""
     require_layers("landlock", "seccomp")
     shadowing(packages, outside)
-    with isohub.Session(timeout_s=60) as own, all_on(overlay(packages)):
+    with isohub.Session(timeout_s=60, environment="auto") as own, all_on(overlay(packages)):
         echo = own.load(hub("echoes"), "echo")
         file, by, pid = echo.origin("typing_extensions")
         assert file == str(packages / "typing_extensions.py")
@@ -75,31 +75,32 @@ def test_c30_what_torch_imports_of_an_overlay_is_imported_by_the_worker(hub, pac
     assert outside.read_text() == ""
 
 
-def test_c30_no_pth_file_and_no_customisation_runs(hub, packages, outside):
+@pytest.fixture
+def echo(hub, packages, outside):
+    """In a worker over packages that try to run as its interpreter starts."""
     line = f"import os; open({str(outside)!r}, 'a').write('ran')\n"
     (packages / "distutils-precedence.pth").write_text(line)
-    module(packages, outside, "sitecustomize.py")
-    module(packages, outside, "usercustomize.py")
-    with isohub.Session(timeout_s=60) as own, all_on(overlay(packages)):
-        assert own.load(hub("echoes"), "echo")("x") == "x"
-    assert outside.read_text() == ""
+    for name in ("sitecustomize.py", "usercustomize.py", "only_there.py"):
+        module(packages, outside, name)
+    with isohub.Session(timeout_s=60, environment="auto") as own, all_on(overlay(packages)):
+        yield own.load(hub("echoes"), "echo")
 
 
-def test_c30_packages_are_read_and_not_written_and_those_of_others_not_read(hub, packages, outside, tmp_path):
-    module(packages, outside, "only_there.py")
+def test_c30_packages_are_read_and_not_written_and_those_of_others_not_read(echo, packages, outside, tmp_path):
+    assert outside.read_text() == ""  # no hook of theirs ran
+    before = sorted(path.name for path in packages.iterdir())
     other = tmp_path / "other"
     other.mkdir()
     (other / "secret.py").write_text("x = 1\n")
-    (packages / "file").write_text("")
     source = Path(acts.__file__).read_text()
-    with isohub.Session(timeout_s=60) as own, all_on(overlay(packages)):
-        echo = own.load(hub("echoes"), "echo")
-        assert echo.attempt(source, "read", str(packages / "only_there.py")) == "done"
-        assert echo.attempt(source, "list_directory", str(packages)) == "done"
-        for act in ("overwrite", "create", "remove", "make_directory", "write_by_reopening"):
-            assert echo.attempt(source, act, str(packages)) != "done", act
-        assert echo.attempt(source, "read", str(other / "secret.py")) != "done"
-    assert sorted(path.name for path in packages.iterdir()) == ["file", "only_there.py"]
+    assert echo.attempt(source, "read", str(packages / "only_there.py")) == acts.DONE
+    assert echo.attempt(source, "list_directory", str(packages)) == acts.DONE
+    for act in ("create", "make_directory", "write_by_a_symlink_to_the_directory", "symlink_into"):
+        assert echo.attempt(source, act, str(packages)) != acts.DONE, act
+    assert echo.attempt(source, "append_to", str(packages / "only_there.py")) != acts.DONE
+    assert echo.attempt(source, "read", str(other / "secret.py")) != acts.DONE
+    assert sorted(path.name for path in packages.iterdir()) == before
+    assert outside.read_text() == ""
 
 
 def test_c30_nor_before_it_is_known_that_the_worker_is_confined(hub, packages, outside, tmp_path, monkeypatch):
@@ -108,7 +109,7 @@ def test_c30_nor_before_it_is_known_that_the_worker_is_confined(hub, packages, o
     require_layers(*layers)
     shadowing(packages, outside)
     monkeypatch.setattr(spawn, "START", start_without(tmp_path, *layers))
-    with isohub.Session(tmp_path / "store", timeout_s=60) as own, all_on(overlay(packages)):
+    with isohub.Session(tmp_path / "store", timeout_s=60, environment="auto") as own, all_on(overlay(packages)):
         with pytest.raises(errors.ConfinementError):
             own.load(hub("echoes"), "echo")
         assert outside.read_text() == ""
