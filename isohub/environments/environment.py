@@ -79,6 +79,10 @@ class Environment:
             raise ValueError(
                 "Environment('host') is as it stands; Environment('auto', ...) puts packages in front of it"
             )
+        if self.extras and self.requirements is not None:
+            raise ValueError(
+                "extras= are parts of the repo's own project, and requirements= says what to install instead"
+            )
         if self.base == "auto" and self.python is not None:
             raise ValueError(
                 f"Environment('auto', python={self.python!r}): 'auto' is over this interpreter, Python "

@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from isohub.repos.outline import Outline
     from isohub.repos.pins import Checkout
 
-__all__ = ["InUse", "Prepared", "prepare"]
+__all__ = ["Prepared", "prepare"]
 
 _log = logging.getLogger("isohub.environments")
 _TRIES = 3
@@ -74,32 +73,6 @@ class Prepared:
         wanted = canonicalize_name(name)
         found = next((each.version for each in self.packages if each.name == wanted), None)
         return found if found is not None or self.host is None else self.host.version(name)
-
-
-class InUse:
-    """The environments that a session uses, until it is closed or nobody can reach it any more."""
-
-    def __init__(self) -> None:
-        self._held: dict[str, int] = {}
-        self._finalizer = weakref.finalize(self, _close, self._held)
-
-    def add(self, prepared: Prepared) -> None:
-        """Keep one from being removed; takes its descriptor over."""
-        if prepared.held is None:
-            return
-        if prepared.runtime.key in self._held:
-            os.close(prepared.held)
-        else:
-            self._held[prepared.runtime.key] = prepared.held
-
-    def close(self) -> None:
-        """Let them go."""
-        self._finalizer()
-
-
-def _close(held: dict[str, int]) -> None:
-    while held:
-        os.close(held.popitem()[1])
 
 
 def prepare(
@@ -213,9 +186,20 @@ class _Work:
         self.declared: Declared = declared_by(
             environment, None if checkout is None else checkout.path, outline, self.target.markers
         )
+        self._apply_overrides()
         self.python = ".".join(map(str, self.target.version[:2]))
         self.who = environment.name if checkout is None else f"{checkout.pin.name} ({environment.name})"
         self.asked = self._asked()
+
+    def _apply_overrides(self) -> None:
+        """Let an override also stand for what cannot be installed as it is written, and for what constraints say."""
+        overrides = {required_name(text): text for text in self.environment.overrides}
+        for each in self.declared.unusable:
+            name = None if each.name is None else required_name(each.name)
+            if name in overrides:
+                self.declared.asked.append(Asked(overrides[name], "overrides="))
+        kept = [each for each in self.declared.constraints if required_name(each.text) not in overrides]
+        self.declared.constraints[:] = kept
 
     def _asked(self) -> list[Asked]:
         """What is asked for, overrides applied: what has to be met by the host for it to be used as it is."""
@@ -349,8 +333,10 @@ class _Work:
         if not lacking:
             return
         named = "; ".join(f"{each.where}: {each.text} ({each.why})" for each in lacking[:5])
+        own = self.environment.requirements is not None
+        whose = "what no package index is asked for" if own else "what is not installed on a repo's word"
         raise EnvironmentBuildError(
-            f"{self.who} asks for what is not installed on a repo's word: {named}",
+            f"{self.who} asks for {whose}: {named}",
             hint="say what to install in its place: isohub.Environment('auto', requirements=[...]); what an index has "
             "under that name can be given as overrides=[...]",
         )

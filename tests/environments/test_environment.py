@@ -51,6 +51,7 @@ def test_forms(tmp_path: Path):
         ("auto", {"overrides": ["-r x"]}, "is no requirement"),
         ("auto", {"requirements": ["torch===\x1b[2J"]}, "invisible characters"),
         ("auto", {"extras": ["a b"]}, "expected names"),
+        ("auto", {"extras": ["a"], "requirements": ["b"]}, "instead"),
         ("auto", {"allow_build": "yes"}, "expected True or False"),
     ],
 )
