@@ -184,6 +184,7 @@ def _run_build(sdist: Sdist, system: BuildSystem, packages: Path, python: str, w
     """Start the confined process, and take its wheel."""
     variables = {name: os.environ[name] for name in PASSED_VARIABLES if name in os.environ}
     request = {
+        "caller": os.getpid(),
         "source": str(sdist.path),
         "packages": [str(packages)],
         "backend": system.backend,

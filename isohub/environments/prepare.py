@@ -14,13 +14,12 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isohub.environments.building import SourceBuilds
+from isohub.environments.building import SourceBuilds, sourceless
 from isohub.environments.declared import Asked, Declared, Unusable
 from isohub.environments.dependencies import installed_version
 from isohub.environments.environment import Environment
@@ -31,7 +30,7 @@ from isohub.environments.resolver import Question, install, resolve
 from isohub.environments.runtime import HOST, Runtime
 from isohub.environments.settings import package_settings
 from isohub.environments.store import EnvironmentStore, Recipe, digest_of
-from isohub.errors import EnvironmentBuildError, OfflineError
+from isohub.errors import EnvironmentBuildError, OfflineError, printable
 from isohub.repos.lock_format import LockedEnvironment, LockedPackage
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from isohub.repos.outline import Outline
     from isohub.repos.pins import Checkout
 
-__all__ = ["InUse", "Prepared", "prepare"]
+__all__ = ["Prepared", "prepare"]
 
 _log = logging.getLogger("isohub.environments")
 _TRIES = 3
@@ -74,32 +73,6 @@ class Prepared:
         wanted = canonicalize_name(name)
         found = next((each.version for each in self.packages if each.name == wanted), None)
         return found if found is not None or self.host is None else self.host.version(name)
-
-
-class InUse:
-    """The environments that a session uses, until it is closed or nobody can reach it any more."""
-
-    def __init__(self) -> None:
-        self._held: dict[str, int] = {}
-        self._finalizer = weakref.finalize(self, _close, self._held)
-
-    def add(self, prepared: Prepared) -> None:
-        """Keep one from being removed; takes its descriptor over."""
-        if prepared.held is None:
-            return
-        if prepared.runtime.key in self._held:
-            os.close(prepared.held)
-        else:
-            self._held[prepared.runtime.key] = prepared.held
-
-    def close(self) -> None:
-        """Let them go."""
-        self._finalizer()
-
-
-def _close(held: dict[str, int]) -> None:
-    while held:
-        os.close(held.popitem()[1])
 
 
 def prepare(
@@ -213,9 +186,20 @@ class _Work:
         self.declared: Declared = declared_by(
             environment, None if checkout is None else checkout.path, outline, self.target.markers
         )
+        self._apply_overrides()
         self.python = ".".join(map(str, self.target.version[:2]))
         self.who = environment.name if checkout is None else f"{checkout.pin.name} ({environment.name})"
         self.asked = self._asked()
+
+    def _apply_overrides(self) -> None:
+        """Let an override also stand for what cannot be installed as it is written, and for what constraints say."""
+        overrides = {required_name(text): text for text in self.environment.overrides}
+        for each in self.declared.unusable:
+            name = None if each.name is None else required_name(each.name)
+            if name in overrides:
+                self.declared.asked.append(Asked(overrides[name], "overrides="))
+        kept = [each for each in self.declared.constraints if required_name(each.text) not in overrides]
+        self.declared.constraints[:] = kept
 
     def _asked(self) -> list[Asked]:
         """What is asked for, overrides applied: what has to be met by the host for it to be used as it is."""
@@ -234,7 +218,13 @@ class _Work:
                 return ()
         settings = package_settings(self.declared.indexes)
         question = Question(
-            self.environment, self.declared, self.target, self.host, host_packages().version("torch"), settings
+            self.environment,
+            self.declared,
+            self.target,
+            self.host,
+            host_packages().version("torch"),
+            settings,
+            refresh=self.refresh,
         )
         key = digest_of(question.identity)
         known = None if self.refresh and not self.offline else self.store.recall(key)
@@ -343,8 +333,10 @@ class _Work:
         if not lacking:
             return
         named = "; ".join(f"{each.where}: {each.text} ({each.why})" for each in lacking[:5])
+        own = self.environment.requirements is not None
+        whose = "what no package index is asked for" if own else "what is not installed on a repo's word"
         raise EnvironmentBuildError(
-            f"{self.who} asks for what is not installed on a repo's word: {named}",
+            f"{self.who} asks for {whose}: {named}",
             hint="say what to install in its place: isohub.Environment('auto', requirements=[...]); what an index has "
             "under that name can be given as overrides=[...]",
         )
@@ -354,15 +346,16 @@ class _Work:
             _log.log(level, "%s: %s", self.who, remark)
         wanted = self.declared.requires_python
         if wanted is not None and not _contains(wanted, self.target.version_text):
+            shown = printable(wanted, limit_chars=80, newlines=False)
             _log.log(
-                level, "%s: the project is for Python %s, and runs on %s", self.who, wanted, self.target.version_text
+                level, "%s: the project is for Python %s, and runs on %s", self.who, shown, self.target.version_text
             )
 
     def _explained(self, error: EnvironmentBuildError) -> EnvironmentBuildError:
         """The same error, with what was not honoured, and what may help."""
         remarks = "".join(f"\n{remark}" for remark in self.declared.remarks)
         hint = error.hint
-        if hint is None and not self.environment.allow_build and "building from source is disabled" in error.message:
+        if hint is None and not self.environment.allow_build and sourceless(error.stderr_tail or ""):
             hint = "allow_build=True also takes packages that are there as source only, and builds them confined"
         if hint is None and self.host is not None and f"torch=={self.host.version('torch')}" in error.message:
             hint = f"the host's torch stays; isohub.Environment(python='{self.python}') has packages of its own"

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from isohub.environments.declared import Asked, Declared, Unusable, read_text
+from isohub.environments.declared import Declared, Unusable, read_text
 from isohub.environments.requirements_file import read_lines, read_requirements_file
 from isohub.errors import EnvironmentBuildError, printable
 
@@ -163,10 +163,7 @@ def _add(items: Sequence[str], where: str, declared: Declared) -> None:
         except InvalidRequirement:
             declared.unusable.append(Unusable(shown, where, "no requirement"))
             continue
-        if requirement.url is not None:
-            declared.unusable.append(Unusable(requirement.name, where, "an address", requirement.name))
-        else:
-            declared.asked.append(Asked(str(requirement), where))
+        declared.ask(requirement, where)
 
 
 def _add_text(text: str, root: Path, where: str, declared: Declared) -> None:

@@ -18,7 +18,7 @@ import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from isohub.environments.declared import Asked, Declared, Unusable, read_text
+from isohub.environments.declared import Declared, Unusable, read_text
 from isohub.errors import EnvironmentBuildError, printable
 from isohub.repos.naming import has_hidden, without_credentials
 
@@ -191,13 +191,9 @@ def _read_requirement(line: str, where: str, reading: _Reading, declared: Declar
     except InvalidRequirement:
         _read_place(plain, line, where, reading, declared)
         return
-    if requirement.url is not None:
-        declared.unusable.append(Unusable(_shown(plain), where, "an address", requirement.name))
-        return
     if _OTHER_HASH.search(line) and not hashes:
         raise EnvironmentBuildError(f"{where}: {_shown(line)} has a hash that is no sha256")
-    asked = Asked(str(requirement), where, hashes)
-    (declared.constraints if constraint else declared.asked).append(asked)
+    declared.ask(requirement, where, hashes=hashes, constraint=constraint)
 
 
 def _read_place(value: str, line: str, where: str, reading: _Reading, declared: Declared) -> None:

@@ -13,11 +13,13 @@ Source: ``uv help pip compile``; PEP 751 (pylock.toml); pip's "Hash-checking Mod
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -53,6 +55,7 @@ class Question:
         host_torch: The host's version of torch, if it has one.
         settings: Where packages come from.
         plain: Whether torch is nothing to it: for what building from source needs.
+        refresh: Whether the indexes are asked again for what uv has kept of them.
     """
 
     environment: Environment
@@ -62,6 +65,7 @@ class Question:
     host_torch: str | None
     settings: PackageSettings
     plain: bool = False
+    refresh: bool = False
 
     @property
     def identity(self) -> list[Any]:
@@ -116,7 +120,14 @@ def resolve(
         )
     _check_hashes(question.declared.asked, packages)
     ours = question.host.versions if question.host is not None else {}
-    return tuple(each for name, each in sorted(packages.items()) if not _is_same(ours.get(name), each.version))
+    found = tuple(each for name, each in sorted(packages.items()) if not _is_same(ours.get(name), each.version))
+    bare = [each.name for each in found if not each.sha256]
+    if bare:
+        raise EnvironmentBuildError(
+            f"{what}: no sha256 is known of a file of {', '.join(bare[:5])}, and nothing is installed without",
+            hint="python -m pip install --upgrade uv; or an index that has hashes (PEP 503)",
+        )
+    return found
 
 
 class _Files:
@@ -151,6 +162,7 @@ class _Files:
         arguments += ["--constraints", "constraints.txt"] if self.constraints else []
         arguments += [word for path in settings.constraints for word in ("--constraints", path)]
         arguments += ["--override", "overrides.txt"] if overrides else []
+        arguments += ["--refresh"] if question.refresh else []
         arguments += [
             "--python",
             question.interpreter.executable,
@@ -193,6 +205,18 @@ class _Hashes(msgspec.Struct, frozen=True):
 
 class _File(msgspec.Struct, frozen=True):
     hashes: _Hashes = _Hashes()
+    url: str = ""
+    path: str = ""
+
+    def sha256(self, directory: Path) -> str | None:
+        """Its hash; of a file on this disk uv before 0.13 gives none."""
+        if self.hashes.sha256 is not None:
+            return self.hashes.sha256
+        place = unquote(urlsplit(self.url).path) if self.url.startswith("file://") else self.path
+        try:
+            return hashlib.sha256((directory / place).read_bytes()).hexdigest() if place else None
+        except OSError:
+            return None
 
 
 class _Package(msgspec.Struct, frozen=True):
@@ -212,9 +236,7 @@ def _read_pylock(path: Path) -> dict[str, LockedPackage]:
         if len(document.packages) > _MOST_PACKAGES:
             raise ValueError(f"it names more than {_MOST_PACKAGES} packages")
         for each in document.packages:
-            hashes = tuple(sorted({file.hashes.sha256 for file in each.wheels if file.hashes.sha256}))
-            if not hashes:
-                raise ValueError(f"{each.name} has no file with a sha256")
+            hashes = tuple(sorted({sha256 for file in each.wheels if (sha256 := file.sha256(path.parent))}))
             package = {"name": each.name, "version": each.version, "sha256": hashes}
             found[each.name] = msgspec.convert(package, LockedPackage)
     except (OSError, ValueError) as error:

@@ -131,7 +131,7 @@ def find_sdist(
                 continue
             links = [link for link in _links(client, index, name, python) if wanted.contains(link.version)]
             if links:
-                return _brought(client, index, name, max(links, key=lambda link: link.version), place)
+                return _brought(client, index, name, max(links, key=lambda link: link.version), place, certificates)
     return None
 
 
@@ -194,10 +194,18 @@ def _apart(url: str) -> tuple[str, dict[str, str]]:
     return urlunsplit(parts._replace(netloc=host)), {"Authorization": f"Basic {token}"}
 
 
-def _brought(client: HttpClient, index: str, name: str, link: _Link, place: Path) -> Sdist:
-    same = urlsplit(_apart(index)[0])[:2] == urlsplit(link.url)[:2]
-    headers = _apart(index)[1] if same else {}
-    content = client.request(link.url, lambda response: read_limited(response, _ARCHIVE_BYTES), headers=headers)
+def _brought(client: HttpClient, index: str, name: str, link: _Link, place: Path, certificates: str | None) -> Sdist:
+    bare, headers = _apart(index)
+
+    def read(asked: HttpClient, more: dict[str, str]) -> bytes:
+        return asked.request(link.url, lambda response: read_limited(response, _ARCHIVE_BYTES), headers=more)
+
+    if urlsplit(bare)[:2] == urlsplit(link.url)[:2]:
+        content = read(client, headers)
+    else:
+        # Where a page leads to has none of the user's credentials.
+        with HttpClient(Credentials(anonymous=True), certificates=certificates) as stranger:
+            content = read(stranger, {})
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != link.sha256:
         raise EnvironmentBuildError(f"the source of {name} {link.version} has sha256 {sha256}, expected {link.sha256}")

@@ -28,6 +28,7 @@ import os
 import secrets
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ from isohub.repos.disk import (
 from isohub.repos.lock_format import LockedPackage
 from isohub.repos.records import read_record, write_record
 
-__all__ = ["RECORD", "EnvironmentRecord", "EnvironmentStore", "Recipe", "ResolutionRecord", "digest_of"]
+__all__ = ["RECORD", "EnvironmentRecord", "EnvironmentStore", "InUse", "Recipe", "ResolutionRecord", "digest_of"]
 
 _log = logging.getLogger("isohub.environments")
 RECORD = "environment.json"
@@ -131,6 +132,32 @@ def digest_of(value: object) -> str:
     """A hash of plain values, as long as keys are."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_KEY_DIGITS]
+
+
+class InUse:
+    """The environments that a session uses, until it is closed or nobody can reach it any more."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, int] = {}
+        self._finalizer = weakref.finalize(self, _close, self._held)
+
+    def add(self, key: str, held: int | None) -> None:
+        """Keep one from being removed; takes the descriptor of `EnvironmentStore.hold` over."""
+        if held is None:
+            return
+        if key in self._held:
+            os.close(held)
+        else:
+            self._held[key] = held
+
+    def close(self) -> None:
+        """Let them go."""
+        self._finalizer()
+
+
+def _close(held: dict[str, int]) -> None:
+    while held:
+        os.close(held.popitem()[1])
 
 
 class EnvironmentStore:

@@ -2,9 +2,11 @@
 
 1. It is confined as a worker is, without a network, before it opens the archive. Where Landlock or the filter cannot
    be had it builds nothing.
-2. What it gives back is one file, through one descriptor. Its name and content are the source's word.
+2. It ends when its caller does.
+3. What it gives back is one file, through one descriptor. Its name and content are the source's word.
 
-    stdin    {"source": ..., "packages": [...], "requires": ..., "backend": ..., "backend_path": [...], "limits": {...}}
+    stdin    {"caller": <pid>, "source": ..., "packages": [...], "backend": ..., "backend_path": [...],
+              "variables": {...}, "limits": {...}}
     answer   {"name": "<file name>", "bytes": N} and a line feed, and then the file
 
 Side: worker's, in a process of its own that the caller starts; runs the source's code. Trust: stdin is the caller's.
@@ -22,7 +24,7 @@ import zipfile
 from typing import Any, Dict, List, NoReturn
 
 from isohub.sandbox import namespaces
-from isohub.sandbox.confine import UNCONFINED, Machine, confine
+from isohub.sandbox.confine import UNCONFINED, Machine, confine, die_with_parent
 from isohub.sandbox.kernel import ARCHITECTURES
 from isohub.sandbox.policy import DEFAULT_REQUIRED
 
@@ -53,6 +55,8 @@ def build(directory: str, answer: int) -> NoReturn:
     if machine.namespaces is None:
         namespaces.become_own_user(namespaces.NEW_PID)
         parent = 0
+    # After the new user namespace, entering which clears it; the child's own is set by `confine`.
+    die_with_parent(request["caller"])
     child = os.fork()
     if child == 0:
         _build(machine, request, own, answer, parent)

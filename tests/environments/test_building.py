@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from isohub import errors
 from isohub.environments.building import sourceless
 from isohub.environments.environment import Environment
 from isohub.environments.prepare import prepare
-from tests.conftest import require_layers
-from tests.environments.test_prepare import asked, left, seen_by
+from tests.conftest import eventually, gone, require_layers
+from tests.environments.test_prepare import BUILDER, asked, left, seen_by
 from tests.servers.index import PackageIndex
 from tests.servers.sources import add_source
 
@@ -86,3 +90,24 @@ def test_names_in_what_uv_says():
     said = "Because alpha-x==1.0 has no usable wheels and only ... hint: Wheels are required for `Beta_y` because"
     assert sourceless(said) == ["beta-y", "alpha-x"]
     assert sourceless("nothing") == []
+
+
+def test_a_build_ends_with_its_caller(index: PackageIndex, root: Path):
+    add_source(index, "alpha", "1.0", "import time; time.sleep(100)")
+    code = BUILDER.replace('requirements=["alpha"]', 'requirements=["alpha"], allow_build=True')
+    caller = subprocess.Popen([sys.executable, "-c", code, str(root)], stderr=subprocess.PIPE)
+    started: set[int] = set()
+
+    def builds() -> bool:
+        for child in psutil.Process(caller.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # uv's processes come and go
+                if "build" in child.cmdline():
+                    started.add(child.pid)
+        return len(started) > 1 or caller.poll() is not None
+
+    assert eventually(builds, 60)
+    assert caller.poll() is None
+    caller.kill()
+    caller.communicate()
+    assert eventually(lambda: all(gone(pid) for pid in started))
+    assert prepare(asked("numpy"), root, None, None).runtime.key == "host"

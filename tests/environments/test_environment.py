@@ -20,6 +20,10 @@ def test_forms(tmp_path: Path):
     assert Environment("auto", requirements=["timm ==0.6.13"]).requirements == ("timm==0.6.13",)
     assert Environment(python="3.9").name == "python 3.9"
     assert Environment(requirements=file).requirements == str(file)
+    name = Environment(requirements=file).name
+    file.write_text("einops\n")
+    assert name.startswith("python this; file requirements.txt sha256 ")
+    assert Environment(requirements=file).name != name
     assert Environment("auto") == Environment("auto", extras=())
     assert len({Environment("auto"), Environment("auto")}) == 1
     assert pickle.loads(pickle.dumps(Environment("auto", extras=["a"]))) == Environment("auto", extras=["a"])
@@ -45,7 +49,9 @@ def test_forms(tmp_path: Path):
         ("auto", {"requirements": ["a @ https://example.org/a.whl"]}, "names an address"),
         ("auto", {"requirements": ["../evil"]}, "is no requirement"),
         ("auto", {"overrides": ["-r x"]}, "is no requirement"),
+        ("auto", {"requirements": ["torch===\x1b[2J"]}, "invisible characters"),
         ("auto", {"extras": ["a b"]}, "expected names"),
+        ("auto", {"extras": ["a"], "requirements": ["b"]}, "instead"),
         ("auto", {"allow_build": "yes"}, "expected True or False"),
     ],
 )

@@ -24,6 +24,15 @@ from isohub.environments.store import EnvironmentStore
 from tests.conftest import eventually
 from tests.servers.index import PackageIndex, make_wheel
 
+BUILDER = textwrap.dedent("""
+    import sys
+    from pathlib import Path
+    from isohub.environments.environment import Environment
+    from isohub.environments.prepare import prepare
+    prepared = prepare(Environment("auto", requirements=["alpha"]), Path(sys.argv[1]), None, None)
+    print(prepared.runtime.key, prepared.version("alpha"))
+""")
+
 
 def asked(*requirements: str, **more) -> Environment:
     return Environment("auto", requirements=requirements, **more)
@@ -114,6 +123,32 @@ def test_torch_stays_the_host_s(index: PackageIndex, root: Path):
     assert [each.name for each in prepared.packages] == ["needy"]
 
 
+def test_an_override_stands_for_an_address(index: PackageIndex, root: Path, tmp_path: Path):
+    index.wheel("alpha", "1.0")
+    index.wheel("beta", "1.0")
+    file = tmp_path / "requirements.txt"
+    (tmp_path / "pins.txt").write_text("beta<1\n")
+    file.write_text("alpha @ git+https://example.org/alpha\nbeta\n-c pins.txt\n")
+    with pytest.raises(
+        errors.EnvironmentBuildError, match=r"no package index.*requirements.txt:1: alpha \(an address\)"
+    ) as caught:
+        prepare(Environment("auto", requirements=file), root, None, None)
+    assert "overrides=" in caught.value.hint
+    prepared = prepare(Environment("auto", requirements=file, overrides=["alpha", "beta"]), root, None, None)
+    assert seen_by(prepared, "alpha", "beta") == ["1.0", "1.0"]
+
+
+def test_a_limit_on_files_is_the_disk_s(index: PackageIndex, root: Path):
+    index.wheel("alpha", "1.0", {"alpha.py": "__version__ = '1.0'\n" + "#" * 3_000_000})
+    code = BUILDER.replace(
+        "import sys", "import resource, sys\nresource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=False)
+    assert "SourceUnavailableError" in done.stderr, done.stderr
+    assert "no room" in done.stderr
+    assert left(root) == []
+
+
 def test_what_nothing_meets_is_explained_and_leaves_nothing(index: PackageIndex, root: Path):
     index.wheel("alpha", "1.0", requires=["beta<1"])
     index.wheel("beta", "2.0")
@@ -185,16 +220,6 @@ def test_a_disk_that_refuses(index: PackageIndex, root: Path):
     index.wheel("alpha", "1.0")
     with pytest.raises(errors.SourceUnavailableError, match="cannot be used"):
         prepare(asked("alpha"), root, None, None)
-
-
-BUILDER = textwrap.dedent("""
-    import sys
-    from pathlib import Path
-    from isohub.environments.environment import Environment
-    from isohub.environments.prepare import prepare
-    prepared = prepare(Environment("auto", requirements=["alpha"]), Path(sys.argv[1]), None, None)
-    print(prepared.runtime.key, prepared.version("alpha"))
-""")
 
 
 def builder(root: Path) -> subprocess.Popen:

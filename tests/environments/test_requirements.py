@@ -117,6 +117,16 @@ def test_addresses_and_paths_are_not_taken(tmp_path: Path, line: str, name: str 
     assert "\x1b" not in unusable.text
 
 
+def test_no_escape_sequence_hides_in_a_version(tmp_path: Path):
+    declared = read(tmp_path, "torch===\x1b[2J\nnumpy===1\u202e\n")
+    assert texts(declared) == []
+    assert [each.name for each in declared.unusable] == ["torch", "numpy"]
+    assert not any(has_hidden(each.text) for each in declared.unusable)
+    repo(tmp_path, pyproject__toml='[project]\nname="x"\ndependencies = ["torch===\\u001b[2J"]\n')
+    (tmp_path / "requirements.txt").unlink()
+    assert texts(asked(tmp_path, hubconf="dependencies = ['numpy===\\x1b[2J']")) == []
+
+
 def test_indexes_are_the_caller_s_to_choose(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("MY_SECRET", "s3cret")
     text = "--index-url https://example.org/${MY_SECRET}\n--extra-index-url=https://b.example\n-f links\n--pre\ntimm\n"

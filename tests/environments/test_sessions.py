@@ -176,6 +176,41 @@ def test_what_a_session_uses_stays(place: Path, tmp_path: Path):
         assert session.prepare(f"{place / 'repo'}:v1", "auto").runtime == prepared.runtime
 
 
+def directory(tmp_path: Path, **files: str) -> str:
+    """A repo that is a directory as it stands."""
+    place = tmp_path / "here"
+    place.mkdir()
+    for name, text in files.items():
+        (place / name.replace("__", ".")).write_text(text)
+    return str(place)
+
+
+def test_what_a_repo_may_not_ask_for(place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    evil = "--index-url http://127.0.0.1:9/simple\ncollider==1.0\n"
+    repo = directory(tmp_path, hubconf__py=HUBCONF, requirements__txt=evil, setup__py="raise SystemExit(1)\n")
+    with isohub.Session(tmp_path / "store", environment="auto") as session:
+        assert session.prepare(repo).version("collider") == "1.0"
+        assert "package indexes are yours to choose" in caplog.text
+        for text, match in (
+            ("collider @ git+https://example.org/x\n", "is not installed on a repo's word"),
+            ("-r ../../outside.txt\n", "leads out of the checkout"),
+            ("collider==7\n", "unsatisfiable"),
+            ("torch==1.13.1\n", "needs another torch than the host's"),
+        ):
+            Path(repo, "requirements.txt").write_text(text)
+            Path(repo, "hubconf.py").write_text("raise SystemExit('hubconf ran')\n")
+            with pytest.raises(errors.EnvironmentBuildError, match=match):
+                session.load(repo, "model")
+
+
+def test_a_repo_that_a_project_file_describes(place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    text = '[project]\nname = "x"\nversion = "1"\nrequires-python = "<3"\ndependencies = ["collider<2"]\n'
+    repo = directory(tmp_path, hubconf__py=HUBCONF, pyproject__toml=text)
+    with isohub.Session(tmp_path / "store", environment="auto", timeout_s=60) as session:
+        assert session.load(repo, "version") == "1.0"
+    assert "the project is for Python <3, and runs on" in caplog.text
+
+
 def test_a_session_s_words(place: Path):
     with pytest.raises(errors.EnvironmentBuildError, match="expected 'host', 'auto'"):
         isohub.Session(environment="conda")
