@@ -105,6 +105,7 @@ class Tally:
         """One pair of tensors of one shape."""
         if expected.shape != got.shape:
             raise ValueError(f"tensors of one shape are compared, got {tuple(expected.shape)} and {tuple(got.shape)}")
+        expected, got = expected.cpu(), got.cpu()
         shape = tuple(expected.shape)
         flat_expected, flat_got, places = _aligned(expected, got)
         self._elements += expected.numel()

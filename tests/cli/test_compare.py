@@ -81,5 +81,5 @@ def test_arguments_modes_and_methods(compared: Run, tmp_path: Path) -> None:
     found = json.loads(compared("base", "same", options=options).stdout)
     assert found["refs"][0]["outputs"] == [["output", "int64[2]"]]
     done = compared("base", "values", model="numbers", options=("--arg", "5", "--markdown"))
-    assert done.stdout.startswith("**outputs changed: value of `built['text']`**\n\n|  | ref | commit |  |\n")
+    assert done.stdout.startswith("**outputs changed: max abs 1 at `built['values']`**\n\n|  | ref | commit |  |\n")
     assert "`numbers(5)`, not called" in done.stdout
