@@ -98,6 +98,10 @@ def function():
     return lambda x: x * (2 if VARIANT == "values" else 1)
 
 
+def scattered():
+    return lambda x: [[number] for number in range(15_000)]
+
+
 if VARIANT == "gone":
     del model
 '''

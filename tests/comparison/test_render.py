@@ -86,3 +86,8 @@ def test_tables_fit_the_width(width: int) -> None:
     for row in as_text([table], width).splitlines():
         assert len(row) <= width
     assert fitted(Table(("a",), [("b" * 20,)]), 80)[1] == ["b" * 20]
+
+
+def test_a_repo_s_lines_do_not_pass_for_a_report_s() -> None:
+    text = as_text([Line(["B failed: ", Named("x\nno change\n\nB against A")])])
+    assert text.splitlines() == ["B failed: x", "    no change", "    ", "    B against A"]
