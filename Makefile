@@ -9,11 +9,11 @@ HALF_MADE := $(VENV)/half-made
 
 # The quick ones first; model code from elsewhere last.
 SLOW_TESTS := $(wildcard tests/real)
-NO_TESTS := tests/hubs tests/servers tests/__pycache__ tests/conftest.py tests/__init__.py tests/as_user.py tests/lacking.py
+NO_TESTS := tests/gpu tests/hubs tests/servers tests/__pycache__ tests/conftest.py tests/__init__.py tests/as_user.py tests/lacking.py
 TESTS := $(filter-out $(SLOW_TESTS) $(NO_TESTS),$(patsubst %/,%,$(sort $(wildcard tests/*/ tests/*.py)))) $(SLOW_TESTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-user check lint types imports bench fuzz clean
+.PHONY: help setup demo test test-user test-gpu check lint types imports bench fuzz clean
 
 # How long `make fuzz` goes on, whichever ends first; -1 runs are no limit.
 FUZZ_SECONDS ?= 60
@@ -45,6 +45,9 @@ test: $(STAMP) ## run the tests
 
 test-user: $(STAMP) ## run the attack suite as an ordinary user, also when root (ARGS='-k files')
 	$(BIN)/python tests/as_user.py $(ARGS)
+
+test-gpu: $(STAMP) ## run the tests that need a GPU, and fail where there is none
+	$(BIN)/python -m pytest tests/gpu
 
 check: lint types imports test ## what CI runs: lint, types, imports, tests
 

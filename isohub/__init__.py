@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from isohub.comparison.closeness import assert_close as assert_close
     from isohub.comparison.measure import compare as compare
     from isohub.comparison.result import Comparison as Comparison
+    from isohub.environments.environment import Environment as Environment
     from isohub.hub import Session as Session
     from isohub.hub import doctor as doctor
     from isohub.hub import fetch as fetch
@@ -42,12 +43,14 @@ _HOME = {
     "Comparison": "isohub.comparison.result",
     "assert_close": "isohub.comparison.closeness",
     "compare": "isohub.comparison.measure",
+    "Environment": "isohub.environments.environment",
     "Sandbox": "isohub.sandbox.policy",
     **dict.fromkeys(("RemoteModule", "RemoteObject"), "isohub.session.handles"),
 }
 
 __all__ = [
     "Comparison",
+    "Environment",
     "RemoteModule",
     "RemoteObject",
     "Sandbox",

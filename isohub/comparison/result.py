@@ -63,6 +63,7 @@ class RefResult:
         name: ``repo@1a2b3c4``; None if it could not be fetched.
         commit: The whole commit; None likewise.
         failure: Why it was not asked to the end, or None.
+        environment: What it ran on: "host", or the key of an environment; None if it was not built.
         class_name: Of what the entrypoint gave.
         parameters: Numbers in its parameters; None for what is no module.
         state_bytes: Of its state; None likewise.
@@ -83,6 +84,7 @@ class RefResult:
     name: str | None = None
     commit: str | None = None
     failure: Failure | None = None
+    environment: str | None = None
     class_name: str | None = None
     parameters: int | None = None
     state_bytes: int | None = None

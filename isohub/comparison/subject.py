@@ -116,6 +116,7 @@ class Subject:
     threads: int = 0
     _remote: Remote | None = None
     _class_name: str | None = None
+    _environment: str | None = None
 
     def fetch(self, session: Session) -> None:
         """Bring its code."""
@@ -171,6 +172,7 @@ class Subject:
             worker = self._remote.worker
             self.build_s = max(0.0, worker.used - worker.asked)  # its last question was the build
         self._class_name = self._remote.class_name
+        self._environment = self._remote.worker.runtime.key
         if self.recipe.training is not None and modules:
             handle.train(self.recipe.training)
 
@@ -324,6 +326,7 @@ class Subject:
             name=None if self.checkout is None else printable(self.checkout.pin.name, newlines=False),
             commit=None if self.checkout is None else self.checkout.commit,
             failure=self.failure,
+            environment=self._environment,
             class_name=self._class_name,
             parameters=None if self.structure is None else self.structure.parameters,
             state_bytes=None if self.state is None else self.state.size_bytes,

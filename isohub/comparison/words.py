@@ -36,7 +36,7 @@ def blocks_of(comparison: Comparison) -> list[Block]:
     """The report."""
     blocks: list[Block] = [Line(_verdict(comparison), "bad" if comparison.changed else "good")]
     rows = [
-        (letter(number), Named(ref.reference), Named(ref.name or "not fetched"), "base" if number == 0 else "")
+        (letter(number), Named(ref.reference), Named(ref.name or "not fetched"), _notes(number, ref))
         for number, ref in enumerate(comparison.refs)
     ]
     blocks.append(Table(("", "ref", "commit", ""), rows))
@@ -49,6 +49,13 @@ def blocks_of(comparison: Comparison) -> list[Block]:
         if parts:
             blocks += [Heading(f"{letter(number)} against A"), *parts]
     return blocks
+
+
+def _notes(number: int, ref: RefResult) -> str:
+    notes = ["base"] if number == 0 else []
+    if ref.environment not in (None, "host"):
+        notes.append(f"environment {ref.environment[:12]}")
+    return ", ".join(notes)
 
 
 def _verdict(comparison: Comparison) -> list[Words]:
