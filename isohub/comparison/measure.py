@@ -40,6 +40,7 @@ __all__ = ["compare"]
 # How often a model is asked the same, if the second answer was not the first.
 _CONTROLS = 4
 _SHOWN_CHARS = 200
+_FETCH = frozenset({"force_reload", "lfs", "skip_validation", "source", "submodules", "verbose"})
 
 
 def compare(
@@ -100,6 +101,9 @@ def compare(
     """
     repos = _checked_repos(repos)
     check_name(model)
+    unknown = sorted(fetch.keys() - _FETCH)
+    if unknown:
+        raise TypeError(f"compare() got an unexpected keyword argument {unknown[0]!r}")
     seed = checked_seed(seed)
     atol, rtol = _checked_tolerance(tolerance)
     options = {

@@ -46,12 +46,14 @@ class Failure:
         type: Name of the error's class; of an exception of the repo's, that one's.
         message: What it says, at most some hundred characters.
         hint: What helps, or None.
+        traceback: The end of the repo's own, for an exception of its code; else None.
     """
 
     phase: Phase
     type: str
     message: str
     hint: str | None = None
+    traceback: str | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class Difference:
     def worst(self) -> LeafDifference | None:
         """The place that differs most: what changed first, then by the largest difference."""
         order = ("changed", "tolerated", "noise")
-        differing = [leaf for leaf in self.outputs or () if leaf.verdict != "same"]
+        differing = [leaf for leaf in self.outputs or () if leaf.verdict in order]
         return min(differing, key=lambda leaf: (order.index(leaf.verdict), -leaf.max_abs), default=None)
 
 

@@ -88,7 +88,7 @@ class StateDifference:
     Attributes:
         expected: Entries of the base's.
         got: Entries of the other's.
-        equal: How many are equal to the bit, in name, dtype, shape and values.
+        equal: How many are equal in name, dtype, shape and every value.
         missing: Entries that the base alone has.
         added: Entries that the other alone has.
         renamed: Names of entries whose content is the same: before, after.
@@ -291,7 +291,7 @@ def _part(state: State, names: Sequence[str]) -> dict[str, Any]:
             is_tensor and (tuple(value.shape) != entry.shape or str(value.dtype) != f"torch.{entry.dtype}")
         ):
             raise state.remote.refuse("a part of a state", _PHASE)
-    return values
+    return {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
 
 
 def _compare(pair: _Pair, name: str, expected: Any, got: Any) -> None:

@@ -59,6 +59,7 @@ _CALLERS_OWN = (
     ValueNotTransferableError,
 )
 _MESSAGE_CHARS = 600
+_TRACEBACK_CHARS = 4000
 _MOST_THREADS = 1 << 16
 # Of one answer. A detector's hundred boxes with their fields are hundreds; each place has figures of its own.
 _MOST_PLACES = 20_000
@@ -193,16 +194,18 @@ class Subject:
         if isinstance(error, _CALLERS_OWN):
             raise error
         self.note_memory()
-        kind, message, hint = type(error).__name__, str(error), None
+        kind, message, hint, trace = type(error).__name__, str(error), None, None
         if isinstance(error, IsohubError):
             message, hint = error.message, error.hint
         if isinstance(error, RemoteError):
             kind, message = error.remote_type or kind, error.remote_message or message
+            trace = error.remote_traceback
         self.failure = Failure(
             phase,
             printable(kind, limit_chars=200, newlines=False),
             printable(message, limit_chars=_MESSAGE_CHARS),
             None if hint is None else printable(hint, limit_chars=_MESSAGE_CHARS),
+            None if trace is None else printable(trace[-_TRACEBACK_CHARS:]),
         )
 
     def refuse(self) -> None:
@@ -344,7 +347,12 @@ class Subject:
 
 
 def _leaves(value: Any, root: str) -> dict[str, Leaf]:
-    leaves = {leaf.path: leaf for leaf in itertools.islice(leaves_of(value, root), _MOST_PLACES + 1)}
+    leaves: dict[str, Leaf] = {}
+    for leaf in itertools.islice(leaves_of(value, root), _MOST_PLACES + 1):
+        path = leaf.path
+        while path in leaves:  # two long keys that are cut to the same
+            path += "'"
+        leaves[path] = leaf
     if len(leaves) > _MOST_PLACES:
         raise IsohubError(
             f"the answer has more than {_MOST_PLACES:,} places, each of which would be compared by itself",

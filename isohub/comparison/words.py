@@ -86,13 +86,16 @@ def _verdict_on(difference: Difference) -> list[Words]:
         beyond = (
             f" beyond the tolerance: max abs {figure}" if worst.verdict == "tolerated" else f" beyond noise of {figure}"
         )
+    opaque = next((leaf for leaf in difference.outputs or () if leaf.verdict == "opaque"), None)
+    if opaque is not None:
+        found.append(["not compared: ", Named(opaque.path), " stays in its worker"])
     if difference.state is not None and difference.state.any:
         found.append([f"state changed: {_state_counts(difference.state)}"])
     if difference.modules is not None and difference.modules.any:
         found.append([f"modules changed: {_modules_counts(difference.modules)}"])
     if not found:
         found.append([f"no change{beyond}"])
-    elif worst is None and difference.outputs:
+    elif worst is None and difference.outputs and opaque is None:
         found.insert(0, ["outputs equal"])
     elif beyond:
         found.insert(0, [f"outputs not changed{beyond}"])
@@ -176,6 +179,9 @@ def _asked(comparison: Comparison) -> list[Words]:
 def _troubles(name: str, ref: RefResult) -> Iterator[Block]:
     if ref.failure is not None:
         yield Line([f"{name} failed ({ref.failure.phase}): ", Named(f"{ref.failure.type}: {ref.failure.message}")])
+        frames = [line.strip() for line in (ref.failure.traceback or "").splitlines() if line.startswith("  File ")]
+        if frames:
+            yield Line(["  in ", Named(frames[-1])])
         if ref.failure.hint:
             yield Line(["hint: ", Named(ref.failure.hint)])
     if ref.unstable:
@@ -200,7 +206,7 @@ def _difference(name: str, difference: Difference) -> Iterator[Block]:
 
 
 def _outputs(name: str, leaves: Sequence[LeafDifference]) -> Iterator[Block]:
-    order = ("changed", "tolerated", "noise", "same")
+    order = ("changed", "opaque", "tolerated", "noise", "same")
     measured = [leaf for leaf in leaves if leaf.verdict != "same" or leaf.measures is not None]
     ranked = sorted(measured, key=lambda leaf: (order.index(leaf.verdict), -leaf.max_abs))
     shown = ranked[:_PLACES]

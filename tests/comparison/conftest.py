@@ -112,6 +112,10 @@ def function():
     return lambda x: x * (2 if VARIANT == "values" else 1)
 
 
+def opaque():
+    return lambda x: {"rows": iter([1, 2]), "x": x}
+
+
 def scattered():
     return lambda x: [[number] for number in range(15_000)]
 

@@ -125,6 +125,8 @@ def test_failures_are_results_and_the_others_go_on(compared: Compared) -> None:
     assert found.differences[0].outputs is None
     assert found.differences[5].outputs_changed
     assert found.refs[1].failure.message == "a sum of \\x1b[31mred"
+    assert "line" in found.refs[1].failure.traceback
+    assert 'in File "' in str(found)
     assert "\x1b" not in str(found) + found.to_markdown() + found.to_json()
 
 
@@ -150,6 +152,8 @@ def test_what_is_wrong_for_every_ref_is_raised(compared: Compared, variants: Pat
     for tolerance in (-1, float("nan"), (1, 2, 3), "much"):
         with pytest.raises(ValueError, match="tolerance"):
             compared("base", "same", tolerance=tolerance)
+    with pytest.raises(TypeError, match="'tolerence'"):
+        compared("base", "same", tolerence=1)
     with pytest.raises(ValueError, match="expected randn"):
         compared("base", "same", inputs="randn[3]")
 
@@ -201,6 +205,13 @@ def test_what_an_entrypoint_gives_besides_a_module(compared: Compared) -> None:
     uncalled = compared("base", "same", model="numbers")
     assert uncalled.refs[1].failure.message == "the entrypoint gave a dict, which is no model to call"
     assert uncalled.changed
+
+
+def test_what_stays_in_its_worker_is_not_said_to_be_equal(compared: Compared) -> None:
+    found = compared("base", "same", model="opaque", inputs="ones(3)")
+    assert found.verdict == "not compared: output['rows'] stays in its worker"
+    assert leaf(found, "output['x']").verdict == "same"
+    assert not found.changed
 
 
 def test_calls_are_timed_in_the_worker(compared: Compared) -> None:
