@@ -215,16 +215,15 @@ def test_what_stays_in_its_worker_is_not_said_to_be_equal(compared: Compared) ->
 
 
 def test_calls_are_timed_in_the_worker(compared: Compared) -> None:
-    found = compared("base", "slow", repeats=3)
+    found = compared("base", "slow", repeats=7)
     fast, slow = (ref.call for ref in found.refs)
-    assert (fast.runs, slow.runs, slow.calls) == (3, 3, 1)
+    assert (fast.runs, slow.runs) == (7, 7)
     assert fast.threads >= 1
     assert slow.lower_s >= 0.03
-    assert fast.calls > 1
-    assert len(fast.samples_s) == 3
+    assert len(fast.samples_s) == 7
     assert all(ref.build_s > 0 and ref.load_s > ref.build_s and ref.round_trip_s > 0 for ref in found.refs)
     assert all(ref.peak_rss_bytes > 50_000_000 for ref in found.refs)
-    assert [ref.rebuilt.runs for ref in found.refs] == [3, 3]
+    assert [ref.rebuilt.runs for ref in found.refs] == [7, 7]
     assert compared("base", "same", inputs=None, repeats=2).refs[0].rebuilt.runs == 2
 
 
