@@ -214,8 +214,10 @@ def _asked(
             count += 1
             if not any(subject.callable for subject in subjects):
                 break
+        if first is None:
+            raise ValueError("the inputs are a data set without items: nothing would be compared")
     else:
-        values = [subject.values for subject in subjects]
+        values = [subject.given() for subject in subjects]
         for number, value in enumerate(values[1:]):
             if values[0] is not None and value is not None:
                 pairs[number].add(values[0], value)

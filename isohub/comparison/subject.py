@@ -219,12 +219,17 @@ class Subject:
         """Whether it can be asked."""
         return self.failure is None and self._remote is not None
 
-    @property
-    def values(self) -> Mapping[str, Leaf] | None:
-        """What the entrypoint gave, for one that gave values and no model."""
+    def given(self) -> Mapping[str, Leaf] | None:
+        """What the entrypoint gave, of one that gave values and no model."""
         if self.failure is not None or self.checkout is None or self._remote is not None:
             return None
-        return _leaves(self.built, "built")
+        try:
+            leaves = _leaves(self.built, "built")
+        except IsohubError as error:
+            self.fail("load", error)
+            return None
+        self.outputs = _forms(leaves)
+        return leaves
 
     def answer(self, call: Call) -> Mapping[str, Leaf] | None:
         """The leaves of its answer to one call; None if it has failed."""
@@ -333,7 +338,7 @@ class Subject:
             class_name=self._class_name,
             parameters=None if self.structure is None else self.structure.parameters,
             state_bytes=None if self.state is None else self.state.size_bytes,
-            outputs=self.outputs or _forms(self.values or {}),
+            outputs=self.outputs,
             deterministic=not self.noisy if self.asked_twice else None,
             noise=noise,
             unstable=tuple(path for path, each in self.noise.items() if each.unstable),

@@ -116,8 +116,12 @@ def opaque():
     return lambda x: {"rows": iter([1, 2]), "x": x}
 
 
+def scatter():
+    return [[number] for number in range(15_000)]
+
+
 def scattered():
-    return lambda x: [[number] for number in range(15_000)]
+    return lambda x: scatter()
 
 
 if VARIANT == "gone":

@@ -152,6 +152,8 @@ def test_what_is_wrong_for_every_ref_is_raised(compared: Compared, variants: Pat
     for tolerance in (-1, float("nan"), (1, 2, 3), "much"):
         with pytest.raises(ValueError, match="tolerance"):
             compared("base", "same", tolerance=tolerance)
+    with pytest.raises(ValueError, match="without items"):
+        compared("base", "same", inputs=iter(()))
     with pytest.raises(TypeError, match="'tolerence'"):
         compared("base", "same", tolerence=1)
     with pytest.raises(ValueError, match="expected randn"):
@@ -231,6 +233,8 @@ def test_an_answer_of_too_many_places_is_a_failure(compared: Compared) -> None:
     found = compared("base", "same", model="scattered", inputs="ones(1)")
     assert found.refs[0].failure.phase == "call"
     assert "more than 20,000 places" in found.refs[0].failure.message
+    built = compared("base", "same", model="scatter", inputs=None)
+    assert built.refs[1].failure.phase == "load"
 
 
 def test_a_worker_that_tells_more_time_than_passed_is_refused(compared: Compared) -> None:
