@@ -106,6 +106,7 @@ def test_noise_is_no_change_and_what_exceeds_it_is(compared: Compared) -> None:
     words = compared("random_words", "base")
     assert leaf(words, "output['name']").verdict == "noise"
     assert words.refs[0].unstable == ("output['name']",)
+    assert words.verdict == "no change beyond noise"
     assert not words.changed
 
 
@@ -199,6 +200,7 @@ def test_nothing_is_called_without_inputs(compared: Compared) -> None:
     assert leaf(values, "built['text']").change == "value"
     assert leaf(values, "built['values']").measures.max_abs == 1
     assert values.arguments == "4"
+    assert compared("base", "same", model="function", inputs=None).verdict.startswith("nothing was compared")
 
 
 def test_what_an_entrypoint_gives_besides_a_module(compared: Compared) -> None:
