@@ -184,7 +184,9 @@ def _troubles(name: str, ref: RefResult) -> Iterator[Block]:
         yield Line([f"{name} failed ({ref.failure.phase}): ", Named(f"{ref.failure.type}: {ref.failure.message}")])
         frames = [line.strip() for line in (ref.failure.traceback or "").splitlines() if line.startswith("  File ")]
         if frames:
-            yield Line(["  in ", Named(frames[-1])])
+            # The repo's own, if any: that is where one looks first.
+            own = [frame for frame in frames if "/site-packages/" not in frame and "/lib/python" not in frame]
+            yield Line(["  in ", Named((own or frames)[-1])])
         if ref.failure.hint:
             yield Line(["hint: ", Named(ref.failure.hint)])
     if ref.unstable:
