@@ -26,7 +26,8 @@
     │  ├ RemoteError                  the repo's code raised; also the builtin exception it names
     │  └ ValueNotTransferableError    (also TypeError)  a value of the caller's that cannot cross
     ├ ProtocolError                   the worker sent something that the wire does not allow
-    ├ SaveError                       (OSError)  .path: a state could not be written to a file
+    ├ MissingExtraError               (ImportError)  .extra: a part of isohub that was not installed with it
+    ├ SaveError                       (OSError)  .path: a state or a report could not be written to a file
     └ SessionClosedError              (also RuntimeError)
 
 A message says what, where, what was found and what was expected; `hint:` gives the command
@@ -53,6 +54,7 @@ __all__ = [
     "IsohubError",
     "LockMismatchError",
     "MissingDependenciesError",
+    "MissingExtraError",
     "OfflineError",
     "PolicyError",
     "ProtocolError",
@@ -391,8 +393,15 @@ class ProtocolError(IsohubError):
     """A worker sent something that the wire does not allow; the worker is killed."""
 
 
+class MissingExtraError(IsohubError, ImportError):
+    """Packages that isohub needs for this alone are not installed. `extra` is what brings them."""
+
+    field_names: ClassVar[Tuple[str, ...]] = ("extra",)
+    extra: Optional[str]
+
+
 class SaveError(IsohubError, OSError):
-    """A state could not be written to a file, and nothing was left there. `path` is the file."""
+    """A state or a report could not be written to a file, and nothing was left there. `path` is the file."""
 
     field_names: ClassVar[Tuple[str, ...]] = ("path",)
     path: Optional[str]

@@ -35,12 +35,15 @@ def name_of(path: Path) -> str:
 
 def test_public_names() -> None:
     assert sorted(isohub.__all__) == [
+        "Comparison",
         "Environment",
         "RemoteModule",
         "RemoteObject",
         "Sandbox",
         "Session",
         "__version__",
+        "assert_close",
+        "compare",
         "doctor",
         "download_url_to_file",
         "errors",

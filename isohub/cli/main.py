@@ -19,6 +19,7 @@ import click
 import isohub
 from isohub.cli.cache import cache
 from isohub.cli.commands import fetch, help_, inspect, list_, trust
+from isohub.cli.compare import compare
 from isohub.cli.demo import demo
 from isohub.cli.doctor import doctor
 from isohub.cli.env import env
@@ -84,7 +85,7 @@ def isohub_group() -> None:
     """Load models as torch.hub does, each repo and commit in a worker process of its own."""
 
 
-for _command in (demo, list_, help_, inspect, fetch, run, ps, lock, trust, cache, env, doctor):
+for _command in (demo, list_, help_, inspect, fetch, run, compare, ps, lock, trust, cache, env, doctor):
     isohub_group.add_command(_command)
 
 

@@ -42,6 +42,7 @@ from isohub.worker.compiling import compile_module
 from isohub.worker.devices import SharedGpus, mover_to
 from isohub.worker.downloads import Downloads
 from isohub.worker.hubconf import Hubconf, HubconfFailed, seed_everything
+from isohub.worker.measuring import Measurements
 from isohub.worker.modes import entered
 from isohub.worker.operations import OPERATIONS, Operations, sort_of, unpickled
 from isohub.worker.packages import versions
@@ -124,7 +125,7 @@ def _prepared(caller: Caller, take_in: Callable[[], None]) -> Server:
     return server
 
 
-class Server(Operations):
+class Server(Operations, Measurements):
     """The objects that live here, and what may be done with them."""
 
     def __init__(self, downloads: Downloads) -> None:
