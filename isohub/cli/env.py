@@ -68,7 +68,8 @@ def env_build(settings: Settings, /, repo: str | None, **options: Any) -> None:
         "directories": list(runtime.packages),
         "packages": _packages(prepared.packages),
     }
-    words = "the host meets all of it" if not prepared.packages else f"{len(prepared.packages)} packages"
+    count = len(prepared.packages)
+    words = f"{count} package{'s' * (count != 1)}" if count else "the host meets all of it"
     settings.output.result(found, f"{runtime.key[:_KEY_CHARS]}  {prepared.name}: {words}", quiet=[runtime.key])
 
 
