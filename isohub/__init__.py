@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from isohub import errors as errors
     from isohub.checkpoints import download_url_to_file as download_url_to_file
     from isohub.checkpoints import load_state_dict_from_url as load_state_dict_from_url
+    from isohub.evaluation.evaluate import evaluate as evaluate
     from isohub.hub import Session as Session
     from isohub.hub import doctor as doctor
     from isohub.hub import fetch as fetch
@@ -37,6 +38,7 @@ _HOME = {
     **dict.fromkeys(("load", "set_dir", "trust", "trusted", "untrust"), "isohub.hub"),
     **dict.fromkeys(("download_url_to_file", "load_state_dict_from_url"), "isohub.checkpoints"),
     "Sandbox": "isohub.sandbox.policy",
+    "evaluate": "isohub.evaluation.evaluate",
     **dict.fromkeys(("RemoteModule", "RemoteObject"), "isohub.session.handles"),
 }
 
@@ -49,6 +51,7 @@ __all__ = [
     "doctor",
     "download_url_to_file",
     "errors",
+    "evaluate",
     "fetch",
     "get_dir",
     "help",

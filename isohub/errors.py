@@ -27,6 +27,8 @@
     │  └ ValueNotTransferableError    (also TypeError)  a value of the caller's that cannot cross
     ├ ProtocolError                   the worker sent something that the wire does not allow
     ├ SaveError                       (OSError)  .path: a state could not be written to a file
+    ├ ResultsError                    .path: a file of results that cannot be used
+    ├ BisectionError                  (also ValueError)  the first bad commit cannot be looked for
     └ SessionClosedError              (also RuntimeError)
 
 A message says what, where, what was found and what was expected; `hint:` gives the command
@@ -42,6 +44,7 @@ import unicodedata
 from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple, Type
 
 __all__ = [
+    "BisectionError",
     "ConfinementError",
     "EntrypointNotFoundError",
     "EnvironmentBuildError",
@@ -58,6 +61,7 @@ __all__ = [
     "ProtocolError",
     "RefNotFoundError",
     "RemoteError",
+    "ResultsError",
     "SandboxError",
     "SaveError",
     "SessionClosedError",
@@ -396,6 +400,20 @@ class SaveError(IsohubError, OSError):
 
     field_names: ClassVar[Tuple[str, ...]] = ("path",)
     path: Optional[str]
+
+
+class ResultsError(IsohubError):
+    """A file of results is another question's, in use, or damaged. `path` is the file."""
+
+    field_names: ClassVar[Tuple[str, ...]] = ("path",)
+    path: Optional[str]
+
+
+class BisectionError(IsohubError, ValueError):
+    """The ends do not enclose a first bad commit: one is not what it is said to be, or no history joins them."""
+
+    field_names: ClassVar[Tuple[str, ...]] = ("commit",)
+    commit: Optional[str]
 
 
 class SessionClosedError(IsohubError, RuntimeError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import copy
 import functools
 import inspect as inspect_module
 import logging
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Session",
+    "default_session",
     "doctor",
     "fetch",
     "get_dir",
@@ -169,6 +171,7 @@ class Session:
         self._pool: Pool | None = None
         self._pool_lock = threading.Lock()
         self._closed = False
+        self._replica = 0
         self._pid = os.getpid()
 
     # What torch.hub has.
@@ -397,6 +400,27 @@ class Session:
         """The workers that are alive now, with what they use and do. None of them is asked."""
         return [] if self._pool is None else self._pool.infos()
 
+    def replica(self, number: int) -> Session:
+        """The same session, whose loads have workers of their own: several of one commit, to be asked at once.
+
+        Args:
+            number: 1 and more; 0 is the session itself.
+
+        Returns:
+            A session with the same cache, rules, zygotes and limits. It ends with this one, and has nothing to close.
+        """
+        if type(number) is not int or number < 0:
+            raise ValueError(f"number={number!r}; expected a whole number, 0 for the session itself")
+        self._open_pool()  # theirs is the same
+        other = copy.copy(self)
+        other._replica = number
+        return other
+
+    @property
+    def max_workers(self) -> int | None:
+        """The most workers at once; None for no limit."""
+        return self._max_workers
+
     def close_idle(self, older_than_s: float = 0) -> builtins.list[str]:
         """End workers that nobody asks, although there are handles to them, and give their memory back.
 
@@ -414,6 +438,8 @@ class Session:
 
     def close(self) -> None:
         """End every worker. Handles of this session raise `SessionClosedError` from here on."""
+        if self._replica:
+            return  # the workers are those of the session that it is a replica of
         with self._pool_lock:
             self._closed = True
             pool, self._pool = self._pool, None
@@ -524,6 +550,7 @@ class Session:
                 bound=() if self._lockfile is None else (str(checkout.reference), *checkout.pin.extras),
                 name=checkout.pin.name,
                 reference=str(checkout.reference),
+                replica=self._replica,
             )
             with pool.lease(key, timeout_s) as worker:
                 _check_confinement(worker, gate)
@@ -783,7 +810,7 @@ _default: Session | None = None
 _default_lock = threading.Lock()
 
 
-def _default_session() -> Session:
+def default_session() -> Session:
     """The session that the module's functions use; another one in a forked process."""
     global _default  # noqa: PLW0603 - one default for the process is what a module-level function means
     with _default_lock:
@@ -805,7 +832,7 @@ def _of_default(method: Callable[Concatenate[Any, _P], _R]) -> Callable[_P, _R]:
 
     @functools.wraps(method)
     def function(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        return method(_default_session(), *args, **kwargs)
+        return method(default_session(), *args, **kwargs)
 
     signature = inspect_module.signature(method)
     parameters = [*signature.parameters.values()][1:]

@@ -43,6 +43,7 @@ def test_public_names() -> None:
         "doctor",
         "download_url_to_file",
         "errors",
+        "evaluate",
         "fetch",
         "get_dir",
         "help",
