@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from isohub import errors as errors
     from isohub.checkpoints import download_url_to_file as download_url_to_file
     from isohub.checkpoints import load_state_dict_from_url as load_state_dict_from_url
+    from isohub.comparison.measure import compare as compare
+    from isohub.comparison.result import Comparison as Comparison
     from isohub.evaluation.evaluate import evaluate as evaluate
     from isohub.hub import Session as Session
     from isohub.hub import doctor as doctor
@@ -37,17 +39,21 @@ _HOME = {
     **dict.fromkeys(("Session", "doctor", "fetch", "get_dir", "help", "inspect", "list"), "isohub.hub"),
     **dict.fromkeys(("load", "set_dir", "trust", "trusted", "untrust"), "isohub.hub"),
     **dict.fromkeys(("download_url_to_file", "load_state_dict_from_url"), "isohub.checkpoints"),
+    "Comparison": "isohub.comparison.result",
+    "compare": "isohub.comparison.measure",
     "Sandbox": "isohub.sandbox.policy",
     "evaluate": "isohub.evaluation.evaluate",
     **dict.fromkeys(("RemoteModule", "RemoteObject"), "isohub.session.handles"),
 }
 
 __all__ = [
+    "Comparison",
     "RemoteModule",
     "RemoteObject",
     "Sandbox",
     "Session",
     "__version__",
+    "compare",
     "doctor",
     "download_url_to_file",
     "errors",

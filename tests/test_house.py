@@ -35,11 +35,13 @@ def name_of(path: Path) -> str:
 
 def test_public_names() -> None:
     assert sorted(isohub.__all__) == [
+        "Comparison",
         "RemoteModule",
         "RemoteObject",
         "Sandbox",
         "Session",
         "__version__",
+        "compare",
         "doctor",
         "download_url_to_file",
         "errors",

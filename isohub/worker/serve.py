@@ -32,6 +32,7 @@ from isohub.worker.compiling import compile_module
 from isohub.worker.downloads import Downloads
 from isohub.worker.evaluating import Evaluator
 from isohub.worker.hubconf import Hubconf, HubconfFailed, seed_everything
+from isohub.worker.measuring import Measurements
 from isohub.worker.modes import entered
 from isohub.worker.operations import OPERATIONS, Operations, sort_of, unpickled
 from isohub.worker.parameters import act_on_parameter
@@ -94,7 +95,7 @@ def serve(end: Any, confined: Confined) -> None:
     sys.stderr.flush()
 
 
-class Server(Operations):
+class Server(Operations, Measurements):
     """The objects that live here, and what may be done with them."""
 
     def __init__(self, downloads: Downloads) -> None:

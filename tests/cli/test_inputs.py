@@ -95,7 +95,7 @@ def test_inputs(text: str, wanted: Input) -> None:
         "randint()",
         "randn((1,), 2)",
         "exec(1)",
-        "array.pt",
+        "array.pickle",
         "array.npz",
         "x=",
         "2x=randn(1)",
@@ -152,12 +152,6 @@ def test_npy_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> None:
     with pytest.raises(click.BadParameter, match="a.npy"):
         make_inputs([parse_input(str(tmp_path / "a.npy"))], None)
 
-
-def test_safetensors_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "safetensors", None)
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(click.BadParameter, match="pip install safetensors"):
-        make_inputs([parse_input(str(tmp_path / "a.safetensors"))], None)
 
 
 def test_a_keyword_given_twice() -> None:

@@ -1,0 +1,141 @@
+"""What a model gave, taken apart: each leaf with its place, in the order in which it came.
+
+Rules:
+
+1. A place is written as Python writes it: ``output['logits'][0]``, ``output.scores`` for a record.
+2. A leaf is a tensor, a value that is compared by equality, or the name of a class for what stayed in its worker.
+3. Arrays, numbers and long lists of numbers are tensors here.
+4. A container has a line of its own, with its kind and its length, so that an empty one that comes or goes is seen.
+
+Side: caller. Trust: names, keys and texts are a worker's, as far as `wire` lets them through; they are escaped here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from isohub.errors import printable
+
+__all__ = ["Leaf", "leaves_of"]
+
+# A shorter list of numbers is easier to read item by item.
+_LONG_LIST = 8
+_LONGEST_TEXT_CHARS = 200
+_KEY_CHARS = 80
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One place of a value.
+
+    Attributes:
+        path: Where it is.
+        kind: "tensor", "array", "number", "container", "object", or the name of a plain value's type.
+        tensor: Of a tensor, an array or a number; else None.
+        value: What is compared by equality where there is no tensor.
+    """
+
+    path: str
+    kind: str
+    tensor: torch.Tensor | None = None
+    value: Any = None
+
+    @property
+    def form(self) -> str:
+        """Kind, dtype and shape in a few words: ``float32[1, 3]``."""
+        if self.tensor is None:
+            return self.kind if self.kind != "container" else str(self.value)
+        words = f"{str(self.tensor.dtype).removeprefix('torch.')}[{', '.join(map(str, self.tensor.shape))}]"
+        return f"{self.kind} {words}" if self.kind in ("array", "number") else words
+
+    @property
+    def shown(self) -> str:
+        """A plain value as text."""
+        return printable(repr(self.value), limit_chars=_LONGEST_TEXT_CHARS, newlines=False)
+
+
+def leaves_of(value: Any, path: str = "output") -> Iterator[Leaf]:
+    """The leaves of a value.
+
+    Args:
+        value: What a handle's call gave. Trust: worker.
+        path: Where it is.
+    """
+    if isinstance(value, torch.Tensor) and not _is_handle(value):
+        yield Leaf(path, "tensor", value.detach())
+    elif isinstance(value, np.ndarray):
+        yield _array(path, value)
+    elif isinstance(value, (bool, np.bool_)) or value is None or isinstance(value, (str, bytes, bytearray)):
+        yield Leaf(path, type(value).__name__, value=value)
+    elif isinstance(value, (int, float, complex, np.number)):
+        yield _number(path, value)
+    elif isinstance(value, torch.Size):
+        yield Leaf(path, "Size", value=tuple(value))
+    elif isinstance(value, Mapping):
+        yield from _mapping(path, value)
+    elif isinstance(value, (list, tuple)):
+        yield from _sequence(path, value)
+    elif _is_handle(value):
+        yield Leaf(path, "object", value=_class_name(value))
+    else:
+        yield Leaf(path, printable(type(value).__name__, newlines=False), value=value)
+
+
+def _mapping(path: str, value: Mapping[Any, Any]) -> Iterator[Leaf]:
+    class_name = getattr(value, "class_name", None)
+    yield Leaf(path, "container", value=f"{_name(value)} of {len(value)}")
+    for key, item in value.items():
+        by_name = class_name is not None and isinstance(key, str) and key.isidentifier()
+        shown = printable(key if by_name else repr(key), limit_chars=_KEY_CHARS, newlines=False)
+        yield from leaves_of(item, f"{path}.{shown}" if by_name else f"{path}[{shown}]")
+
+
+def _sequence(path: str, value: list[Any] | tuple[Any, ...]) -> Iterator[Leaf]:
+    fields = getattr(value, "_fields", None) if isinstance(value, tuple) else None
+    if fields is None and len(value) >= _LONG_LIST:
+        for kind, dtype in ((float, torch.float64), (int, torch.int64)):
+            if all(type(item) is kind for item in value):
+                try:
+                    yield Leaf(path, "tensor", torch.tensor(value, dtype=dtype))
+                except (RuntimeError, OverflowError):
+                    break  # a number beyond 64 bits
+                return
+    yield Leaf(path, "container", value=f"{_name(value)} of {len(value)}")
+    for number, item in enumerate(value):
+        place = f"[{number}]" if fields is None else f".{printable(str(fields[number]), newlines=False)}"
+        yield from leaves_of(item, path + place)
+
+
+def _array(path: str, value: np.ndarray[Any, Any]) -> Leaf:
+    if value.dtype.kind in "biufc":
+        try:
+            return Leaf(path, "array", torch.from_numpy(np.ascontiguousarray(value)))
+        except TypeError:  # a dtype that torch lacks
+            pass
+    return Leaf(path, "array", value=value)
+
+
+def _number(path: str, value: Any) -> Leaf:
+    plain = value.item() if isinstance(value, np.number) else value
+    if isinstance(plain, (float, complex)):
+        dtype = torch.complex128 if isinstance(plain, complex) else torch.float64
+        return Leaf(path, "number", torch.tensor(plain, dtype=dtype))
+    return Leaf(path, "int", value=plain)
+
+
+def _name(value: Any) -> str:
+    name = getattr(value, "class_name", None)
+    return printable(name if isinstance(name, str) else type(value).__name__, limit_chars=_KEY_CHARS, newlines=False)
+
+
+def _is_handle(value: Any) -> bool:
+    return "_isohub" in getattr(value, "__dict__", {})
+
+
+def _class_name(handle: Any) -> str:
+    return str(handle.__dict__["_isohub"].class_name)
