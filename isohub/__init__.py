@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from isohub import errors as errors
+    from isohub.bisection.bisect import bisect as bisect
     from isohub.checkpoints import download_url_to_file as download_url_to_file
     from isohub.checkpoints import load_state_dict_from_url as load_state_dict_from_url
     from isohub.comparison.measure import compare as compare
@@ -42,6 +43,7 @@ _HOME = {
     "Comparison": "isohub.comparison.result",
     "compare": "isohub.comparison.measure",
     "Sandbox": "isohub.sandbox.policy",
+    "bisect": "isohub.bisection.bisect",
     "evaluate": "isohub.evaluation.evaluate",
     **dict.fromkeys(("RemoteModule", "RemoteObject"), "isohub.session.handles"),
 }
@@ -53,6 +55,7 @@ __all__ = [
     "Sandbox",
     "Session",
     "__version__",
+    "bisect",
     "compare",
     "doctor",
     "download_url_to_file",

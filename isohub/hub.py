@@ -36,7 +36,14 @@ from isohub.checking import (
     merged,
 )
 from isohub.environments.dependencies import missing_error, parse_dependencies, unmet
-from isohub.errors import ConfinementError, EnvironmentBuildError, PolicyError, SessionClosedError, printable
+from isohub.errors import (
+    ConfinementError,
+    EnvironmentBuildError,
+    OfflineError,
+    PolicyError,
+    SessionClosedError,
+    printable,
+)
 from isohub.repos.catalog import Catalog, Wanted, is_offline
 from isohub.repos.disk import make_root
 from isohub.repos.layout import get_dir, set_dir, weights_dir
@@ -50,6 +57,7 @@ from isohub.sandbox.policy import DEFAULT_REQUIRED, NONE, Sandbox, checked_sandb
 
 if TYPE_CHECKING:
     from isohub.repos.pins import Pin
+    from isohub.repos.sources.commits import Commit
     from isohub.session.examination import Diagnosis
     from isohub.session.gate import ProgramGate
     from isohub.session.link import Link
@@ -376,6 +384,29 @@ class Session:
         """
         wanted = Wanted(repo, source, force_reload, skip_validation, verbose, submodules, lfs)
         return self._catalog(wanted.source).checkout(wanted)
+
+    def history(self, repo: RepoOrDir, good: str, bad: str) -> Mapping[str, Commit]:
+        """Commits between two of a repo's, by id; see `isohub.repos.sources.commits`. Nothing of it runs.
+
+        Args:
+            repo: As `load` takes it; its ref does not matter.
+            good: A full commit id.
+            bad: Another.
+
+        Raises:
+            FetchError: The history cannot be brought, or is not all there.
+        """
+        from isohub.repos.sources.commits import commits_between
+
+        reference = _reference(repo)
+        if is_offline(self._offline) and reference.source != "local":
+            raise OfflineError(
+                f"the history of {reference} is on a server, and the network may not be used",
+                hint="bisect a clone of it, which git clone makes: ./clone",
+                reference=str(reference),
+                url=reference.location,
+            )
+        return commits_between(reference, good, bad)
 
     def trust(self, repo: RepoOrDir) -> None:
         """Remember a repo as trusted: exactly this host, owner and name, and this commit if a full SHA is given.

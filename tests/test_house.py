@@ -41,6 +41,7 @@ def test_public_names() -> None:
         "Sandbox",
         "Session",
         "__version__",
+        "bisect",
         "compare",
         "doctor",
         "download_url_to_file",

@@ -72,6 +72,14 @@ class Seated:
         for _, _, remote in remotes_in(self.built):
             yield remote
 
+    def model(self) -> tuple[Any, Remote | None]:
+        """What is called: the first module in what the entrypoint gave, else the first object, else what it gave."""
+        from isohub.session.recipe import remotes_in
+
+        found = [(handle, remote) for _, handle, remote in remotes_in(self.built)]
+        modules = [pair for pair in found if pair[1].sort == "module"]
+        return (modules or found)[0] if found else (self.built, None)
+
     def close(self) -> None:
         """Give all of it back, which ends its worker."""
         self.more = None

@@ -153,7 +153,6 @@ def test_npy_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> None:
         make_inputs([parse_input(str(tmp_path / "a.npy"))], None)
 
 
-
 def test_a_keyword_given_twice() -> None:
     with pytest.raises(click.BadParameter, match="twice"):
         make_inputs([parse_input("x=ones(1)"), parse_input("x=ones(1)")], None)

@@ -1,0 +1,429 @@
+"""``isohub.bisect``: the first commit between a good and a bad one at which a metric or an output left its tolerance.
+
+Rules:
+
+1. Both ends are asked first: a search between ends that are not what they are said to be finds nothing. Where the good
+   end is on another branch, the last commits that both have in common are asked as well.
+2. What is good is what is within the tolerance of the good end, or what the test says.
+3. Questions are asked in rounds, one for each lane, so that the same search asks the same commits.
+4. With a log, what was asked once is not asked again.
+
+Side: caller.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from isohub.bisection.probing import Answer, CommandTest, FunctionTest, OutputTest, Test, ask_commit
+from isohub.bisection.report import Bisection, Probe
+from isohub.bisection.suspects import Suspects, merge_bases, ordered
+from isohub.checking import check_choice, check_name, check_path, checked_seed, checked_timeout
+from isohub.errors import BisectionError, InvalidReferenceError, ResultsError, printable
+from isohub.execution.executor import Executor, Lane, LaneLostError, LocalExecutor
+from isohub.execution.journal import Journal
+from isohub.execution.seats import Seat
+from isohub.repos.reference import Reference, parse
+
+if TYPE_CHECKING:
+    from isohub.hub import Session
+    from isohub.repos.sources.commits import Commit
+    from isohub.sandbox.policy import Sandbox
+
+__all__ = ["bisect"]
+
+Told = Callable[[Probe, int], None]
+_MOST_LOSSES = 10
+
+
+def bisect(
+    repo: str | os.PathLike[str],
+    good: str,
+    bad: str,
+    test: Callable[[Any], Any] | Sequence[str] | None = None,
+    *,
+    model: str | None = None,
+    inputs: Any = None,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    seed: int | None = 0,
+    tolerance: float | tuple[float, float] = 0.0,
+    method: str = "",
+    training: bool | None = False,
+    errors: Literal["skip", "bad"] = "skip",
+    log: str | os.PathLike[str] | None = None,
+    workers: int | None = None,
+    progress: bool | Told | None = None,
+    executor: Executor | None = None,
+    session: Session | None = None,
+    sandbox: Sandbox | Literal["none"] | None = None,
+    environment: Any = None,
+    device: Any = None,
+    timeout_s: float | None = None,
+) -> Bisection:
+    """Find the first bad commit.
+
+    Args:
+        repo: As `isohub.load` takes it, without a ref: ``owner/repo``, a URL, or a clone on this machine.
+        good: A branch, tag or commit that is as it should be.
+        bad: One that is not.
+        test: A function of what `isohub.load` gives, called in this process: True for good, False for bad, or a number
+            that is good within `tolerance` of the good end's. Or a command, as for ``git bisect run``: it has
+            ISOHUB_REPO, ISOHUB_COMMIT and ISOHUB_CHECKOUT in its environment, and is not confined. None: the model's
+            outputs for `inputs` are held against those of the good end.
+        model: Name of the entrypoint; for a command, none.
+        inputs: What the model is called with, as for `isohub.compare`.
+        args: For the entrypoint.
+        kwargs: For the entrypoint.
+        seed: Seeds each build, each call, and random inputs.
+        tolerance: As for `isohub.compare`: absolute, or absolute and relative.
+        method: What is called in place of the model itself.
+        training: The mode that the model is put into; None leaves it as the entrypoint gave it.
+        errors: What a commit is whose model raises when it is called, or whose worker ends. One that cannot be built is
+            always skipped.
+        log: A file that takes each answer, and from which the same search goes on.
+        workers: How many commits are asked at once; None: one each core.
+        progress: Lines on stderr, True or False; None: on a terminal. Or a function that is told each probe, and how
+            many commits are left.
+        executor: Where commits are asked; this machine unless given.
+        session: Whose cache and rules; the default session unless given.
+        sandbox: As for `isohub.load`, and so are `environment`, `device` and `timeout_s`.
+        environment: See there.
+        device: See there.
+        timeout_s: Seconds that each question to a worker may take.
+
+    Returns:
+        The first bad commit, or those of which it is one where commits between could not be told.
+
+    Raises:
+        BisectionError: An end is not what it is said to be, or nothing lies between; or a command stopped the search.
+        FetchError: A ref or the history cannot be brought.
+        ResultsError: The log is of another search, in use, damaged, or cannot be written.
+        ValueError, TypeError: An argument is not what it has to be.
+    """
+    seed, timeout_s = checked_seed(seed), checked_timeout(timeout_s)
+    check_choice("errors", errors, ("skip", "bad"))
+    check_choice("training", training, (None, True, False))
+    check_path("log", log)
+    reference = parse(repo)
+    if reference.ref is not None:
+        raise InvalidReferenceError(
+            f"{reference.text!r} has a ref; the ends of a search are its refs",
+            hint="give the repo without it, and the refs as good= and bad=",
+            reference=reference.text,
+            part="ref",
+        )
+    if executor is not None and (workers is not None or session is not None):
+        raise ValueError("workers= and session= are for this machine; the executor has its own")
+    executor = LocalExecutor(workers, session) if executor is None else executor
+    atol, rtol = _checked_tolerance(tolerance)
+    chosen = _checked_test(test, model, inputs, seed, method, training)
+    options = {"seed": seed, "sandbox": sandbox, "environment": environment, "device": device, "timeout_s": timeout_s}
+    ends = [executor.session.fetch(str(replace(reference, ref=ref)), verbose=False).commit for ref in (good, bad)]
+    commits = executor.session.history(reference.text, *ends)
+    seat = Seat(0, "", "", "", model or "", tuple(args), dict(kwargs or {}), options)
+    search = _Search(
+        executor, reference, commits, chosen, seat, errors=errors, atol=atol, rtol=rtol, told=_told(progress)
+    )
+    if log is not None:
+        search.open_log(log, ends, test, inputs)
+    try:
+        return search.run(*ends)
+    finally:
+        search.close()
+
+
+def _checked_tolerance(tolerance: Any) -> tuple[float, float]:
+    pair = tolerance if isinstance(tolerance, (tuple, list)) else (tolerance, 0.0)
+    fine = len(pair) == 2 and all(type(part) in (int, float) and 0 <= part < math.inf for part in pair)
+    if not fine:
+        raise ValueError(f"tolerance must be a number from 0 on, or (atol, rtol); got {tolerance!r}")
+    return float(pair[0]), float(pair[1])
+
+
+def _checked_test(
+    test: Any, model: str | None, inputs: Any, seed: int | None, method: str, training: bool | None
+) -> Test:
+    if isinstance(test, (list, tuple)) and test and all(isinstance(word, str) for word in test):
+        if model is not None or inputs is not None:
+            raise ValueError("a command tests a checkout; model= and inputs= are for the other tests")
+        return CommandTest(tuple(test))
+    if model is None:
+        raise ValueError("model= is missing: the name of the entrypoint whose model is tested")
+    check_name(model)
+    if test is None:
+        from isohub.comparison.inputs import calls_of
+
+        calls = [] if inputs is None else list(calls_of(inputs, seed))
+        if not calls:
+            raise ValueError("inputs= is missing: what the model is called with; or test=, a function or a command")
+        return OutputTest(calls, method, training)
+    if not callable(test):
+        raise TypeError(f"test is a {type(test).__name__}; expected a function, a command as a list of words, or None")
+    if inputs is not None or method:
+        raise ValueError("inputs= and method= are for outputs; a test= calls the model itself")
+    return FunctionTest(test, training)
+
+
+class _Search:
+    """One search: its log, its lanes and what is known."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        reference: Reference,
+        commits: Mapping[str, Commit],
+        test: Test,
+        seat: Seat,
+        *,
+        errors: Literal["skip", "bad"],
+        atol: float,
+        rtol: float,
+        told: Told,
+    ) -> None:
+        self._executor = executor
+        self._reference = reference
+        self._commits = commits
+        self._test = test
+        self._seat = seat
+        self._errors: Literal["skip", "bad"] = errors
+        self._atol, self._rtol = atol, rtol
+        self._told = told
+        self._journal: Journal | None = None
+        self._logged: dict[str, Probe] = {}
+        self._probes: dict[str, Probe] = {}
+        self._lanes: Sequence[Lane] = ()
+        self._base: Answer | None = None  # the good end's
+        self._rounds = 0
+
+    def open_log(self, log: str | os.PathLike[str], ends: Sequence[str], test: Any, inputs: Any) -> None:
+        """Take what the log has."""
+        import torch
+
+        from isohub.execution.digests import digest_of
+
+        seat, chosen = self._seat, self._test
+        what = (type(chosen).__name__, test, [] if inputs is None else getattr(chosen, "calls", None))
+        header = {
+            "format": 1,
+            "repo": str(self._reference),
+            "good": ends[0],
+            "bad": ends[1],
+            "model": seat.model,
+            "args": digest_of((seat.args, seat.kwargs, str(seat.options["device"]))),
+            "test": digest_of((what, getattr(chosen, "method", ""), getattr(chosen, "training", None))),
+            "seed": seat.options["seed"],
+            "tolerance": [self._atol, self._rtol],
+            "errors": self._errors,
+            "torch": torch.__version__,
+        }
+        self._journal = Journal(log, "isohub bisection", header)
+        for line in self._journal.lines:
+            try:
+                value = line.get("value")
+                probe = Probe(
+                    str(line["commit"]),
+                    line["verdict"],
+                    None if value is None else float(value),
+                    message=str(line["message"]),
+                    seconds=float(line["seconds"]),
+                    resumed=True,
+                )
+                if probe.verdict not in ("good", "bad", "skip"):
+                    raise ValueError(probe.verdict)
+            except (KeyError, TypeError, ValueError) as error:
+                path = str(self._journal.path)
+                self.close()
+                raise ResultsError(f"{path} is damaged: a line is no probe", hint="remove it", path=path) from error
+            self._logged[probe.commit] = probe
+
+    def close(self) -> None:
+        """Give back lanes and log."""
+        for lane in self._lanes:
+            lane.close()
+        self._lanes = ()
+        if self._journal is not None:
+            self._journal.close()
+
+    def run(self, good: str, bad: str) -> Bisection:
+        """Search."""
+        suspects = Suspects(self._commits, good, bad)
+        self._lanes = self._executor.open(None)
+        self._verify(good, bad)
+        while questions := suspects.questions(len(self._lanes)):
+            for sha, probe in zip(questions, self._ask(questions, len(suspects.left)), strict=True):
+                suspects.note(sha, None if probe.verdict == "skip" else probe.verdict == "good")
+        before = self._before(suspects)
+        return self._result(suspects, good, bad, before)
+
+    def _verify(self, good: str, bad: str) -> None:
+        """Rule 1."""
+        for sha, expected in ((good, "good"), (bad, "bad")):
+            (probe,) = self._ask([sha], len(self._commits))
+            if probe.verdict != expected:
+                words = f"cannot be told: {probe.words}" if probe.verdict == "skip" else f"is {probe.verdict}"
+                hint = "choose another end" if probe.verdict == "skip" else "is the tolerance what was meant?"
+                raise BisectionError(f"the {expected} end {sha[:12]} {words}", hint=hint, commit=sha)
+        bases = merge_bases(self._commits, good, bad)
+        if not bases:
+            raise BisectionError(
+                f"{good[:12]} and {bad[:12]} have no history in common", hint="choose another good end", commit=good
+            )
+        for base in bases:
+            if base != good and self._ask([base], len(self._commits))[0].verdict == "bad":
+                raise BisectionError(
+                    f"{base[:12]}, from which both ends come, is bad; what makes {good[:12]} good is its own branch's",
+                    hint=f"choose a good end before {base[:12]}",
+                    commit=base,
+                )
+
+    def _ask(self, commits: Sequence[str], left: int) -> list[Probe]:
+        """One round."""
+        self._rounds += 1
+        # The good end is asked again where its outputs are needed, which no log holds.
+        fresh = [
+            sha
+            for sha in commits
+            if sha not in self._logged or (self._base is None and isinstance(self._test, OutputTest))
+        ]
+        with ThreadPoolExecutor(max(1, len(fresh)), thread_name_prefix="isohub-lane") as pool:
+            asked = [pool.submit(self._answer, lane, sha) for lane, sha in zip(self._lanes, fresh, strict=False)]
+            try:
+                answers = dict(zip(fresh, [future.result() for future in asked], strict=True))
+            except BaseException:
+                for lane in self._lanes:
+                    lane.stop()
+                raise
+        probes = []
+        for sha in commits:
+            probe = self._probe(sha, answers[sha]) if sha in answers else self._logged[sha]
+            self._probes[sha] = probe
+            if sha in answers:
+                self._write(probe)
+            elif self._base is None:
+                self._base = Answer("value" if probe.value is not None else "good", probe.value)
+            self._told(probe, left)
+            probes.append(probe)
+        return probes
+
+    def _answer(self, lane: Lane, sha: str) -> Answer:
+        reference = replace(self._reference, ref=sha)
+        name = f"{self._reference.repo}@{sha[:7]}"
+        seat = replace(self._seat, number=len(self._probes), repo=str(reference), commit=sha, name=name)
+        for _ in range(_MOST_LOSSES):
+            try:
+                return lane.do(ask_commit, seat, self._test, self._errors)
+            except LaneLostError as error:
+                lost = error
+        raise lost
+
+    def _probe(self, sha: str, answer: Answer) -> Probe:
+        """Rule 2."""
+        first = self._base is None
+        if first:
+            self._base = answer
+        base = self._base
+        assert base is not None
+        probe = Probe(sha, "skip", answer.value, message=answer.message, seconds=answer.seconds)
+        if answer.kind == "value":
+            assert answer.value is not None
+            if base.value is None:
+                raise TypeError(
+                    "test gave a number, and none for the good end; expected the same kind for every commit"
+                )
+            return replace(probe, verdict="good" if self._is_near(base.value, answer.value) else "bad")
+        if answer.kind == "outputs":
+            differences = self._compared(base, answer)
+            changed = any(each.verdict == "changed" for each in differences)
+            return replace(probe, verdict="bad" if changed else "good", differences=differences)
+        return replace(probe, verdict=answer.kind)
+
+    def _is_near(self, expected: float, got: float) -> bool:
+        if math.isnan(expected) or math.isnan(got) or math.isinf(expected) or math.isinf(got):
+            return expected == got or (math.isnan(expected) and math.isnan(got))
+        return abs(got - expected) <= self._atol + self._rtol * abs(expected)
+
+    def _compared(self, base: Answer, answer: Answer) -> tuple[Any, ...]:
+        from isohub.comparison.outputs import OutputPair
+
+        pair, noises = OutputPair(self._atol, self._rtol), [OutputPair(), OutputPair()]
+        for (expected, expected_again), (got, got_again) in zip(base.outputs, answer.outputs, strict=True):
+            pair.add(expected, got)
+            noises[0].add(expected, expected_again)
+            noises[1].add(got, got_again)
+        return pair.result(*(noise.noise() for noise in noises))
+
+    def _write(self, probe: Probe) -> None:
+        if self._journal is None or probe.commit in self._logged:
+            return
+        value = None if probe.value is None else probe.value if math.isfinite(probe.value) else repr(probe.value)
+        self._journal.append(
+            {
+                "commit": probe.commit,
+                "verdict": probe.verdict,
+                "value": value,
+                "message": probe.words if not probe.message else probe.message,
+                "seconds": probe.seconds,
+            }
+        )
+
+    def _before(self, suspects: Suspects) -> str | None:
+        """The parent of what was found, asked if it was only concluded: the two are what people look at."""
+        first = suspects.first_bad
+        if first is None:
+            return None
+        parents = [sha for sha in self._commits[first].parents if sha in self._commits]
+        for number in range(0, len(parents), max(1, len(self._lanes))):
+            unasked = [sha for sha in parents[number : number + len(self._lanes)] if sha not in self._probes]
+            if unasked:
+                for sha, probe in zip(unasked, self._ask(unasked, 1), strict=True):
+                    if probe.verdict == "bad":
+                        suspects.contradictions.append((sha, first))
+        return next((sha for sha in parents if self._probes[sha].verdict == "good"), None)
+
+    def _result(self, suspects: Suspects, good: str, bad: str, before: str | None) -> Bisection:
+        commits = self._commits
+        notes = [
+            f"not the only change: {commits[one].id[:12]} is bad, and {other[:12]}, which it leads to, is not; "
+            "what was found is one change of several"
+            for one, other in dict.fromkeys(suspects.contradictions)
+        ]
+        first = suspects.first_bad
+        candidates = [first] if first is not None else ordered(commits, set(suspects.left))
+        return Bisection(
+            repo=self._reference.text,
+            good=commits[good],
+            bad=commits[bad],
+            first_bad=None if first is None else commits[first],
+            candidates=tuple(commits[sha] for sha in candidates),
+            before=None if before is None else commits[before],
+            probes=tuple(self._probes.values()),
+            total=suspects.total,
+            rounds=self._rounds,
+            lanes=len(self._lanes),
+            notes=tuple(notes),
+        )
+
+
+def _told(progress: bool | Told | None) -> Told:
+    if callable(progress):
+        return progress
+    if not (sys.stderr.isatty() if progress is None else progress):
+        return _untold
+
+    def show(probe: Probe, left: int) -> None:
+        words = f"{probe.commit[:12]} {probe.verdict:<4}  {probe.words}  ({left} commits left before)"
+        sys.stderr.write(printable(words, newlines=False) + "\n")
+        sys.stderr.flush()
+
+    return show
+
+
+def _untold(probe: Probe, left: int) -> None:
+    """Nobody wants to know."""
