@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import os
+import queue
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -292,8 +293,11 @@ class _Search:
             for sha in commits
             if sha not in self._logged or (self._base is None and isinstance(self._test, OutputTest))
         ]
+        lanes: queue.SimpleQueue[Lane] = queue.SimpleQueue()
+        for lane in self._lanes:
+            lanes.put(lane)
         with ThreadPoolExecutor(max(1, len(fresh)), thread_name_prefix="isohub-lane") as pool:
-            asked = [pool.submit(self._answer, lane, sha) for lane, sha in zip(self._lanes, fresh, strict=False)]
+            asked = [pool.submit(self._answer, lanes, sha) for sha in fresh]
             try:
                 answers = dict(zip(fresh, [future.result() for future in asked], strict=True))
             except BaseException:
@@ -312,16 +316,22 @@ class _Search:
             probes.append(probe)
         return probes
 
-    def _answer(self, lane: Lane, sha: str) -> Answer:
+    def _answer(self, lanes: queue.SimpleQueue[Lane], sha: str) -> Answer:
+        """What one commit gives, on whatever lane is free; one that is lost does not come back unless it is ready."""
         reference = replace(self._reference, ref=sha)
         name = f"{self._reference.repo}@{sha[:7]}"
         seat = replace(self._seat, number=len(self._probes), repo=str(reference), commit=sha, name=name)
+        lost: LaneLostError | None = None
         for _ in range(_MOST_LOSSES):
+            lane = lanes.get()
             try:
-                return lane.do(ask_commit, seat, self._test, self._errors)
+                if lane.ready():
+                    return lane.do(ask_commit, seat, self._test, self._errors)
             except LaneLostError as error:
                 lost = error
-        raise lost
+            finally:
+                lanes.put(lane)
+        raise lost or LaneLostError("no lane is left: what was lost could not be placed again")
 
     def _probe(self, sha: str, answer: Answer) -> Probe:
         """Rule 2."""

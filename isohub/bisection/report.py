@@ -124,7 +124,7 @@ class Bisection:
             "notes": list(self.notes),
         }
 
-    def json(self) -> str:
+    def to_json(self) -> str:
         """The same as JSON, in ASCII."""
         found = self.to_dict()
         for probe in found["probes"]:

@@ -114,6 +114,12 @@ class Board:
             while not self._stopped and not self._finished():
                 self._changed.wait()
 
+    @property
+    def finished(self) -> bool:
+        """Whether all is done."""
+        with self._changed:
+            return self._finished()
+
     # A lane's thread.
 
     def next(self, lane: int) -> Task | None:

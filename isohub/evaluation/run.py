@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from isohub.errors import ResultsError
+from isohub.errors import IsohubError, ResultsError
 from isohub.evaluation.batches import Batches, Weight, size_of
 from isohub.evaluation.board import Board, Task
 from isohub.evaluation.table import BatchResult, Evaluation, Failure, Row
@@ -32,6 +32,7 @@ __all__ = ["Run"]
 #: Of a stream, for each lane: what it works on, and what it goes on with; and some for refs that are slower.
 _WINDOW_PER_LANE = 4
 _CLOSE_S = 30.0
+_END_S = 15.0
 
 
 class Run:
@@ -176,10 +177,15 @@ class Run:
                 for lane in lanes:
                     lane.stop()
             deadline = time.monotonic() + _CLOSE_S
-            for thread in threads:
-                thread.join(None if ended else max(0.0, deadline - time.monotonic()))
+            for thread, lane in zip(threads, lanes, strict=True):
+                if thread.ident is not None:
+                    thread.join(_END_S if ended else max(0.0, deadline - time.monotonic()))
+                    if thread.is_alive():
+                        lane.stop()  # it waits for a place that nobody needs any more
         if self._fault is not None:
             raise self._fault
+        if not board.finished:
+            raise IsohubError("no lane is left: what was lost could not be placed again", hint="ray status shows why")
         self._total = self._steps()
         progress(self._total, self._total)
         return len(lanes), lanes[0].threads
@@ -242,7 +248,7 @@ class Run:
     def _serve(self, board: Board, number: int, lane: Lane, progress: Progress) -> None:
         """A lane's thread."""
         try:
-            while (task := board.next(number)) is not None:
+            while lane.ready() and (task := board.next(number)) is not None:
                 self._one(board, number, lane, task)
                 if not board.needs(task.batch):
                     with self._lock:
@@ -254,6 +260,8 @@ class Run:
             board.stop()
         finally:
             lane.close()
+            if not board.gone():
+                board.stop()
 
     def _one(self, board: Board, number: int, lane: Lane, task: Task) -> None:
         seat = self._seats[task.ref]

@@ -172,12 +172,12 @@ class Evaluation:
             "rows": [row.to_dict(results=results) for row in self.rows],
         }
 
-    def json(self, *, results: bool = False) -> str:
+    def to_json(self, *, results: bool = False) -> str:
         """The same as JSON, in ASCII; numbers that JSON lacks are the strings "nan", "inf" and "-inf"."""
         text = json.dumps(_finite(self.to_dict(results=results)), indent=2, allow_nan=False)
         return text.replace("\x7f", "\\u007f")
 
-    def csv(self, *, results: bool = False) -> str:
+    def to_csv(self, *, results: bool = False) -> str:
         """A line for each ref, or for each batch of each ref; metrics that are no numbers are left out.
 
         Args:
@@ -191,7 +191,7 @@ class Evaluation:
             writer.writerow([_cell(row.get(name)) for name in columns])
         return out.getvalue()
 
-    def pandas(self, *, results: bool = False) -> pd.DataFrame:
+    def to_pandas(self, *, results: bool = False) -> pd.DataFrame:
         """The same as a DataFrame, with all metrics.
 
         Args:
@@ -207,7 +207,7 @@ class Evaluation:
         columns, rows = self._cells(results=results, every=True)
         return pd.DataFrame([{name: row.get(name) for name in columns} for row in rows], columns=columns)
 
-    def markdown(self) -> str:
+    def to_markdown(self) -> str:
         """A table for a page or a comment, and a line for what failed."""
         columns, rows = self._shown()
         lines = [_line(columns), _line([":---", *["---:"] * (len(columns) - 1)], escape=False)]

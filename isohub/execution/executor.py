@@ -34,7 +34,7 @@ _MEMORY_FACTOR = 2.0
 
 
 class LaneLostError(IsohubError):
-    """The place of a lane is gone with what it did; the lane has another one, or was closed."""
+    """The place of a lane is gone, with what it did. `Lane.ready` finds it another one."""
 
 
 @dataclass
@@ -60,11 +60,15 @@ class Lane(Protocol):
         """How many threads a worker's operators may take there; None where that is left alone."""
         ...
 
+    def ready(self) -> bool:
+        """Whether there is a place; waits for one after it was lost. False: there is none any more."""
+        ...
+
     def do(self, work: Callable[..., _T], *args: Any) -> _T:
         """Give what ``work(place, *args)`` gives.
 
         Raises:
-            LaneLostError: The place was lost meanwhile. The lane may be used again.
+            LaneLostError: The place was lost meanwhile.
         """
         ...
 
@@ -149,6 +153,10 @@ class _LocalLane:
         self.threads = place.threads
         self._interruption: Interruption = Interruption()
         self._stopped = False
+
+    def ready(self) -> bool:
+        """Until it is stopped."""
+        return not self._stopped
 
     def do(self, work: Callable[..., _T], *args: Any) -> _T:
         """Do it in this thread."""

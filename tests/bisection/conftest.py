@@ -51,7 +51,9 @@ class History:
         return seen
 
 
-def write_history(path: Path, shape: list[list[int]], factors: dict[int, str], broken: frozenset[int] = frozenset()) -> dict[int, str]:
+def write_history(
+    path: Path, shape: list[list[int]], factors: dict[int, str], broken: frozenset[int] = frozenset()
+) -> dict[int, str]:
     """Commits by `git fast-import`: commit n has the parents shape[n - 1] and the factor factors[n], or its first parent's.
 
     Args:
@@ -115,8 +117,10 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> History:
     """550 commits with 50 merges; the change came on a branch, in the middle of it."""
     path = tmp_path_factory.mktemp("history") / "clone"
     shape = shape_of(550)
-    first_bad = next(number for number in range(400, 500) if len(shape[number - 1]) == 1 and shape[number - 1][0] != number - 1)
+    first_bad = next(
+        number for number in range(400, 500) if len(shape[number - 1]) == 1 and shape[number - 1][0] != number - 1
+    )
     first_bad -= 2  # the second of a branch's three commits: the next that is not its parent's follower ends the branch
     commits = write_history(path, shape, {first_bad: "1.5"})
-    parents = {number: parents for number, parents in enumerate(shape, start=1)}
+    parents = dict(enumerate(shape, start=1))
     return History(path, commits, parents, first_bad)
