@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from isohub.bisection.bisect import bisect as bisect
     from isohub.checkpoints import download_url_to_file as download_url_to_file
     from isohub.checkpoints import load_state_dict_from_url as load_state_dict_from_url
+    from isohub.comparison.closeness import assert_close as assert_close
     from isohub.comparison.measure import compare as compare
     from isohub.comparison.result import Comparison as Comparison
     from isohub.evaluation.evaluate import evaluate as evaluate
@@ -41,6 +42,7 @@ _HOME = {
     **dict.fromkeys(("load", "set_dir", "trust", "trusted", "untrust"), "isohub.hub"),
     **dict.fromkeys(("download_url_to_file", "load_state_dict_from_url"), "isohub.checkpoints"),
     "Comparison": "isohub.comparison.result",
+    "assert_close": "isohub.comparison.closeness",
     "compare": "isohub.comparison.measure",
     "Sandbox": "isohub.sandbox.policy",
     "bisect": "isohub.bisection.bisect",
@@ -55,6 +57,7 @@ __all__ = [
     "Sandbox",
     "Session",
     "__version__",
+    "assert_close",
     "bisect",
     "compare",
     "doctor",

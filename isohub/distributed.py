@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from isohub.checking import checked_count
-from isohub.errors import IsohubError, SessionClosedError
+from isohub.errors import IsohubError, MissingExtraError, SessionClosedError
 from isohub.execution.executor import LaneLostError, Place
 from isohub.hub import Session, default_session
 
@@ -55,7 +55,8 @@ class RayExecutor:
         session: Resolves references in this process; the default session unless given.
 
     Raises:
-        IsohubError: Ray is not installed, or there is no such cluster.
+        MissingExtraError: Ray is not installed.
+        IsohubError: There is no such cluster.
     """
 
     here = False
@@ -77,7 +78,9 @@ class RayExecutor:
         try:
             import ray  # noqa: PLC0415 - for who asks for it
         except ImportError as error:
-            raise IsohubError("ray is not installed", hint="python -m pip install 'isohub[ray]'") from error
+            raise MissingExtraError(
+                "ray is not installed", hint="python -m pip install 'isohub[ray]'", extra="ray"
+            ) from error
         self._ray = ray
         self._workers = checked_count("workers", workers)
         if not cpus > 0 or gpus < 0:

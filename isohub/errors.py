@@ -26,8 +26,9 @@
     │  ├ RemoteError                  the repo's code raised; also the builtin exception it names
     │  └ ValueNotTransferableError    (also TypeError)  a value of the caller's that cannot cross
     ├ ProtocolError                   the worker sent something that the wire does not allow
-    ├ SaveError                       (OSError)  .path: a state could not be written to a file
-    ├ ResultsError                    .path: a file of results that cannot be used
+    ├ MissingExtraError               (ImportError)  .extra: a part of isohub that was not installed with it
+    ├ SaveError                       (OSError)  .path: a state or a report could not be written to a file
+    ├ ResultsError                    .path: a file of results or a log that cannot be used
     ├ BisectionError                  (also ValueError)  the first bad commit cannot be looked for
     └ SessionClosedError              (also RuntimeError)
 
@@ -56,6 +57,7 @@ __all__ = [
     "IsohubError",
     "LockMismatchError",
     "MissingDependenciesError",
+    "MissingExtraError",
     "OfflineError",
     "PolicyError",
     "ProtocolError",
@@ -395,8 +397,15 @@ class ProtocolError(IsohubError):
     """A worker sent something that the wire does not allow; the worker is killed."""
 
 
+class MissingExtraError(IsohubError, ImportError):
+    """Packages that isohub needs for this alone are not installed. `extra` is what brings them."""
+
+    field_names: ClassVar[Tuple[str, ...]] = ("extra",)
+    extra: Optional[str]
+
+
 class SaveError(IsohubError, OSError):
-    """A state could not be written to a file, and nothing was left there. `path` is the file."""
+    """A state or a report could not be written to a file, and nothing was left there. `path` is the file."""
 
     field_names: ClassVar[Tuple[str, ...]] = ("path",)
     path: Optional[str]

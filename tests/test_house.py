@@ -41,6 +41,7 @@ def test_public_names() -> None:
         "Sandbox",
         "Session",
         "__version__",
+        "assert_close",
         "bisect",
         "compare",
         "doctor",

@@ -67,6 +67,7 @@ def bisect(
     environment: Any = None,
     device: Any = None,
     timeout_s: float | None = None,
+    **fetch: Any,
 ) -> Bisection:
     """Find the first bad commit.
 
@@ -98,6 +99,7 @@ def bisect(
         environment: See there.
         device: See there.
         timeout_s: Seconds that each question to a worker may take.
+        **fetch: As `isohub.fetch` takes it: `source`, `force_reload`, `skip_validation`, `submodules`, `lfs`.
 
     Returns:
         The first bad commit, or those of which it is one where commits between could not be told.
@@ -126,9 +128,11 @@ def bisect(
     atol, rtol = _checked_tolerance(tolerance)
     chosen = _checked_test(test, model, inputs, seed, method, training)
     options = {"seed": seed, "sandbox": sandbox, "environment": environment, "device": device, "timeout_s": timeout_s}
-    ends = [executor.session.fetch(str(replace(reference, ref=ref)), verbose=False).commit for ref in (good, bad)]
+    brought = [executor.session.fetch(str(replace(reference, ref=ref)), verbose=False, **fetch) for ref in (good, bad)]
+    ends = [checkout.commit for checkout in brought]
     commits = executor.session.history(reference.text, *ends)
-    seat = Seat(0, "", "", "", model or "", tuple(args), dict(kwargs or {}), options)
+    extras = dict.fromkeys(brought[0].pin.extras, True)
+    seat = Seat(0, "", "", "", model or "", tuple(args), dict(kwargs or {}), options, extras)
     search = _Search(
         executor, reference, commits, chosen, seat, errors=errors, atol=atol, rtol=rtol, told=_told(progress)
     )

@@ -69,10 +69,12 @@ class Call:
     Attributes:
         args: Positional arguments.
         kwargs: Keywords.
+        text: How it was written, if it was.
     """
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    text: str = ""
 
 
 def calls_of(inputs: Any, seed: int | None) -> Iterator[Call]:
@@ -107,8 +109,9 @@ def _call(item: Any, seed: int | None) -> Call:
         return item
     texts = [item] if isinstance(item, (str, os.PathLike)) else item
     if isinstance(texts, list) and texts and all(isinstance(text, (str, os.PathLike)) for text in texts):
-        args, kwargs = make_inputs([parse_input(os.fspath(text)) for text in texts], seed)
-        return Call(tuple(args), kwargs)
+        written = [os.fspath(text) for text in texts]
+        args, kwargs = make_inputs([parse_input(text) for text in written], seed)
+        return Call(tuple(args), kwargs, ", ".join(written))
     if isinstance(item, tuple) and not hasattr(item, "_fields"):
         return Call(item)
     if isinstance(item, Mapping) and item and all(isinstance(key, str) and key.isidentifier() for key in item):

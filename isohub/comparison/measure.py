@@ -140,7 +140,7 @@ def compare(
         atol=atol,
         rtol=rtol,
         arguments=_shown_arguments(args, kwargs or {}),
-        inputs="none" if first is None else _shown_inputs(inputs, first),
+        inputs="none" if first is None else _shown_inputs(first),
         machine=_machine(),
     )
 
@@ -242,15 +242,9 @@ def _shown_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     return printable(", ".join(parts), limit_chars=_SHOWN_CHARS, newlines=False)
 
 
-def _shown_inputs(inputs: Any, first: Call) -> str:
-    if isinstance(inputs, (str, os.PathLike)):
-        words = str(inputs)
-    elif isinstance(inputs, list) and all(isinstance(item, str) for item in inputs):
-        words = ", ".join(inputs)
-    else:
-        parts = [*(_form(arg) for arg in first.args), *(f"{name}={_form(arg)}" for name, arg in first.kwargs.items())]
-        words = ", ".join(parts)
-    return printable(words, limit_chars=_SHOWN_CHARS, newlines=False)
+def _shown_inputs(first: Call) -> str:
+    parts = [*(_form(arg) for arg in first.args), *(f"{name}={_form(arg)}" for name, arg in first.kwargs.items())]
+    return printable(first.text or ", ".join(parts), limit_chars=_SHOWN_CHARS, newlines=False)
 
 
 def _form(value: Any) -> str:

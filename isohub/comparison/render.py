@@ -32,7 +32,11 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|&~!@])")
 
 def as_text(blocks: Sequence[Block], width: int = _WIDTH) -> str:
     """For a terminal or a log of that many columns."""
-    return "\n".join(line for block in blocks for line in _text_lines(block, width))
+    kept: list[str] = []
+    for line in (line for block in blocks for line in _text_lines(block, width)):
+        if line or (kept and kept[-1]):
+            kept.append(line)
+    return "\n".join(kept).rstrip("\n")
 
 
 def _text_lines(block: Block, width: int) -> Iterator[str]:

@@ -237,7 +237,7 @@ class Comparison:
         """One page with plots, which loads nothing and runs nothing.
 
         Raises:
-            ReportError: What ``isohub[report]`` brings is not installed.
+            MissingExtraError: What ``isohub[report]`` brings is not installed.
         """
         from isohub.comparison.page import page_of
 
@@ -248,7 +248,7 @@ class Comparison:
 
         Raises:
             ValueError: It ends in something else.
-            OSError: The file cannot be written.
+            SaveError: The file cannot be written.
         """
         from isohub.comparison.page import write_whole
 

@@ -34,6 +34,8 @@ _LEAST_RUNS, _MOST_RUNS = 5, 200
 _STEADY = 0.02
 # Medians closer than that are nobody's gain.
 _LEAST_RATIO = 1.05
+# With a wider middle half, relative to the median, the machine was busy with something else.
+_UNSTEADY = 0.3
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,15 @@ class Timing:
     threads: int
     samples_s: tuple[float, ...]
 
+    @property
+    def steady(self) -> bool:
+        """Whether its middle half is narrow enough to be compared with another's."""
+        return self.upper_s - self.lower_s <= _UNSTEADY * self.median_s
+
     def ratio(self, other: Timing) -> float | None:
-        """How many times the time of this one the other takes; None where both are within each other's spread."""
+        """How many times the time of this one the other takes; None where that cannot be told from their spread."""
+        if not (self.steady and other.steady):
+            return None
         apart = other.lower_s > self.upper_s or other.upper_s < self.lower_s
         ratio = other.median_s / self.median_s if self.median_s > 0 else None
         if not apart or ratio is None or 1 / _LEAST_RATIO < ratio < _LEAST_RATIO:

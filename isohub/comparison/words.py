@@ -6,6 +6,7 @@ Side: caller.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 
 from isohub.comparison.code import CodeDifference
@@ -13,12 +14,12 @@ from isohub.comparison.document import Block, Heading, Line, Named, Table, Words
 from isohub.comparison.modules import ModulesDifference
 from isohub.comparison.outputs import LeafDifference
 from isohub.comparison.result import Comparison, Difference, RefResult
-from isohub.comparison.states import StateDifference
+from isohub.comparison.states import EntryChange, StateDifference
 from isohub.comparison.timing import Timing
 
 __all__ = ["blocks_of", "letter", "seconds_words", "size_words", "verdict_of"]
 
-_PLACES, _ENTRIES, _MODULES, _FILES = 20, 12, 12, 20
+_PLACES, _ENTRIES, _LISTED, _FILES = 20, 12, 5, 12
 
 
 def letter(number: int) -> str:
@@ -79,9 +80,9 @@ def _verdict_on(difference: Difference) -> list[Words]:
             f" beyond the tolerance: max abs {figure}" if worst.verdict == "tolerated" else f" beyond noise of {figure}"
         )
     if difference.state is not None and difference.state.any:
-        found.append([f"state changed: {_state_words(difference.state)}"])
+        found.append([f"state changed: {_state_counts(difference.state)}"])
     if difference.modules is not None and difference.modules.any:
-        found.append([f"modules changed: {_modules_words(difference.modules)}"])
+        found.append([f"modules changed: {_modules_counts(difference.modules)}"])
     if not found:
         found.append([f"no change{beyond}"])
     elif worst is None and difference.outputs:
@@ -116,13 +117,21 @@ def _figures(comparison: Comparison) -> Table:
                 "" if ref.parameters is None else f"{ref.parameters:,}",
                 "" if ref.build_s is None else seconds_words(ref.build_s),
                 "" if ref.call is None else _call_words(ref.call),
-                "" if ref.call is None or number == 0 else "same" if ratio is None else f"{ratio:.2f}x",
+                _ratio_words(comparison.base.call, ref.call, ratio) if number else "",
                 "" if ref.peak_rss_bytes is None else size_words(ref.peak_rss_bytes),
                 _twice_words(ref),
             )
         )
-    columns = ("", "parameters", "build", "call, median (quartiles)", "time", "memory", "asked twice")
-    return Table(columns, rows, right=frozenset({1, 2, 4, 5}))
+    columns = ("", "parameters", "build", "call", "time", "memory", "asked twice")
+    return Table(columns, rows, right=frozenset({1, 2, 3, 4, 5}))
+
+
+def _ratio_words(base: Timing | None, timing: Timing | None, ratio: float | None) -> str:
+    if base is None or timing is None:
+        return ""
+    if ratio is not None:
+        return f"{ratio:.2f}x"
+    return "same" if base.steady and timing.steady else "unsteady"
 
 
 def _twice_words(ref: RefResult) -> str:
@@ -134,7 +143,8 @@ def _twice_words(ref: RefResult) -> str:
 
 
 def _call_words(timing: Timing) -> str:
-    return f"{seconds_words(timing.median_s)} ({seconds_words(timing.lower_s)} to {seconds_words(timing.upper_s)})"
+    half = (timing.upper_s - timing.lower_s) / 2 / timing.median_s if timing.median_s > 0 else 0.0
+    return f"{seconds_words(timing.median_s)} ± {half:.0%}"
 
 
 def _asked(comparison: Comparison) -> list[Words]:
@@ -219,13 +229,14 @@ def _outputs(name: str, leaves: Sequence[LeafDifference]) -> Iterator[Block]:
 def _place(leaf: LeafDifference) -> tuple[Words, ...]:
     found = leaf.measures
     verdict = leaf.verdict if leaf.change in (None, "values") else f"{leaf.change}: {leaf.verdict}"
+    place = Named(leaf.path.removeprefix("output") or "output")
     if found is None:
-        return Named(leaf.path), "", "", "", "", "", verdict
+        return place, "", "", "", "", "", verdict
     top = "" if found.top1 is None else f"{found.top1:.1%}"
     if found.top_k is not None:
         top += f", {found.top_k:.1%}"
     figures = (_number(found.max_abs), _number(found.mean_abs), _number(found.max_rel))
-    return Named(leaf.path), *figures, "" if found.cosine is None else f"{found.cosine:.6f}", top, verdict
+    return place, *figures, "" if found.cosine is None else f"{found.cosine:.6f}", top, verdict
 
 
 def _form_words(leaf: LeafDifference) -> list[Words]:
@@ -233,7 +244,7 @@ def _form_words(leaf: LeafDifference) -> list[Words]:
     return [Named(leaf.path), ": ", Named(before), " before, ", Named(after), " after"]
 
 
-def _state_words(state: StateDifference) -> str:
+def _state_counts(state: StateDifference) -> str:
     counts = (
         (len(state.changed), "with other values"),
         (len(state.reshaped), "reshaped"),
@@ -244,63 +255,91 @@ def _state_words(state: StateDifference) -> str:
         (len(state.tied[0]), "no longer tied"),
         (len(state.tied[1]), "newly tied"),
     )
-    words = ", ".join(f"{count:,} {what}" for count, what in counts if count)
+    return ", ".join(f"{count:,} {what}" for count, what in counts if count)
+
+
+def _state_words(state: StateDifference) -> str:
+    words = _state_counts(state)
     if not words:
         return f"all {state.expected:,} entries equal"
-    return f"{words}, of {state.expected:,} entries; {state.equal:,} equal"
+    return f"{words}; {state.equal:,} of {state.expected:,} equal"
 
 
 def _state(state: StateDifference) -> Iterator[Block]:
-    ranked = sorted(
-        state.changed, key=lambda entry: -(math.inf if entry.relative_norm is None else entry.relative_norm)
-    )
-    if ranked:
-        rows = [
-            (
-                Named(entry.name),
-                _number(entry.max_abs),
-                _number(entry.norm),
-                "" if entry.relative_norm is None else _number(entry.relative_norm),
-                f"{entry.differing:,} of {entry.elements:,}",
-            )
-            for entry in ranked[:_ENTRIES]
-        ]
+    def weight(entry: EntryChange) -> float:
+        return -(math.inf if entry.relative_norm is None else entry.relative_norm)
+
+    rows: list[tuple[Words, ...]] = [
+        (
+            Named(entry.name),
+            _number(entry.max_abs),
+            _number(entry.norm),
+            "" if entry.relative_norm is None else _number(entry.relative_norm),
+            f"{entry.differing:,} of {entry.elements:,}",
+        )
+        for entry in sorted(state.changed, key=weight)[:_ENTRIES]
+    ]
+    if rows:
         yield Table(("entry", "max abs", "norm", "relative", "differing"), rows, right=frozenset({1, 2, 3, 4}))
-    if len(ranked) > _ENTRIES:
-        yield Line([f"and {len(ranked) - _ENTRIES:,} entries more with other values"])
-    lists: tuple[tuple[str, Sequence[str]], ...] = (
-        ("missing", [str(entry) for entry in state.missing]),
-        ("added", [str(entry) for entry in state.added]),
-        ("renamed", [f"{before} to {after}" for before, after in state.renamed]),
-        ("reshaped", [f"{name} {before} to {after}" for name, before, after in state.reshaped]),
-        ("dtype", [f"{name} {before} to {after}" for name, before, after in state.retyped]),
-        ("no longer tied", state.tied[0]),
-        ("newly tied", state.tied[1]),
+    lists: tuple[tuple[str, list[tuple[str, str, str]]], ...] = (
+        ("missing", [(entry.name, entry.form, "") for entry in state.missing]),
+        ("added", [(entry.name, "", entry.form) for entry in state.added]),
+        ("renamed", [("", before, after) for before, after in state.renamed]),
+        ("reshaped", list(state.reshaped)),
+        ("dtype", list(state.retyped)),
+        ("no longer tied", [(names, "", "") for names in state.tied[0]]),
+        ("newly tied", [(names, "", "") for names in state.tied[1]]),
     )
-    for words, names in lists:
-        yield from _listed(words, names, _ENTRIES)
+    rows, more = _listed(lists)
+    if rows:
+        yield Table(("entry is", "name", "before", "after"), rows)
+    if len(state.changed) > _ENTRIES:
+        more.insert(0, f"{len(state.changed) - _ENTRIES:,} with other values")
+    if more:
+        yield Line([f"and more entries: {', '.join(more)}"])
+
+
+def _modules_counts(modules: ModulesDifference) -> str:
+    counts = ((len(modules.changed), "other"), (len(modules.removed), "removed"), (len(modules.added), "added"))
+    return ", ".join(f"{count:,} {what}" for count, what in counts if count)
 
 
 def _modules_words(modules: ModulesDifference) -> str:
-    counts = ((len(modules.changed), "changed"), (len(modules.removed), "removed"), (len(modules.added), "added"))
-    words = ", ".join(f"{count:,} {what}" for count, what in counts if count)
+    words = _modules_counts(modules)
     return f"{words}, of {modules.expected:,}" if words else f"all {modules.expected:,} the same"
 
 
 def _modules(modules: ModulesDifference) -> Iterator[Block]:
-    for words, names in (
-        ("changed", [f"{name or 'the whole'}: {before} to {after}" for name, before, after in modules.changed]),
-        ("removed", [f"{name}: {what}" for name, what in modules.removed]),
-        ("added", [f"{name}: {what}" for name, what in modules.added]),
-    ):
-        yield from _listed(words, names, _MODULES)
+    changed = [(name or "the whole", *_shortened(before, after)) for name, before, after in modules.changed]
+    rows, more = _listed(
+        (
+            ("other", changed),
+            ("removed", [(name, _shortened(what, "")[0], "") for name, what in modules.removed]),
+            ("added", [(name, "", _shortened("", what)[1]) for name, what in modules.added]),
+        )
+    )
+    if rows:
+        yield Table(("module is", "name", "before", "after"), rows)
+    if more:
+        yield Line([f"and more modules: {', '.join(more)}"])
 
 
-def _listed(words: str, names: Sequence[str], limit: int) -> Iterator[Block]:
-    for name in names[:limit]:
-        yield Line([f"  {words}: ", Named(name)])
-    if len(names) > limit:
-        yield Line([f"  {words}: and {len(names) - limit:,} more"])
+def _shortened(before: str, after: str) -> tuple[str, str]:
+    """Classes without the modules that define them, unless that is all the difference."""
+    short = tuple(re.sub(r"^[\w.<>]*\.", "", words.partition("(")[0]) + "".join(words.partition("(")[1:])
+                  for words in (before, after))  # fmt: skip
+    return (before, after) if short[0] == short[1] else (short[0], short[1])
+
+
+def _listed(lists: Sequence[tuple[str, Sequence[tuple[str, str, str]]]]) -> tuple[list[tuple[Words, ...]], list[str]]:
+    """The first rows of each list, and how many more each has."""
+    rows: list[tuple[Words, ...]] = []
+    more = []
+    for what, entries in lists:
+        rows += [(what, *map(Named, entry)) for entry in entries[:_LISTED]]
+        if len(entries) > _LISTED:
+            more.append(f"{len(entries) - _LISTED:,} {what}")
+    return rows, more
 
 
 def _code_words(code: CodeDifference) -> list[Words]:

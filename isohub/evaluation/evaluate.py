@@ -61,6 +61,7 @@ def evaluate(
     environment: Any = None,
     device: Any = None,
     timeout_s: float | None = None,
+    **fetch: Any,
 ) -> Evaluation:
     """Run ``fn(model, batch)`` in workers of every ref, over all batches, and reduce what it gives.
 
@@ -90,6 +91,7 @@ def evaluate(
         environment: See there.
         device: See there.
         timeout_s: Seconds that each question to a worker (an import, a build, a batch) may take.
+        **fetch: As `isohub.fetch` takes it: `source`, `force_reload`, `skip_validation`, `submodules`, `lfs`.
 
     Returns:
         A row for each ref, in their order.
@@ -134,7 +136,7 @@ def evaluate(
     rest = {"args": tuple(args), "kwargs": dict(kwargs or {}), "options": options}
     seats = [
         found if isinstance(found, tuple) else seat_of(executor, found, number, model, **rest)
-        for number, found in enumerate(_checkouts(executor.session, wanted, retries))
+        for number, found in enumerate(_checkouts(executor.session, wanted, retries, fetch))
     ]
     header = None if results is None else _header(fn, seats, model, rest, batches, weight, function)
     texts = [str(repo.reference) if isinstance(repo, Checkout) else os.fspath(repo) for repo in wanted]
@@ -170,7 +172,9 @@ def _sent(name: str, value: Any, pickled: Callable[[Any], bytes]) -> bytes:
         ) from error.__cause__
 
 
-def _checkouts(session: Session, wanted: Sequence[RepoOrDir], retries: int) -> list[Checkout | tuple[str, str, int]]:
+def _checkouts(
+    session: Session, wanted: Sequence[RepoOrDir], retries: int, fetch: Mapping[str, Any]
+) -> list[Checkout | tuple[str, str, int]]:
     """The commit of each, or why there is none: kind, message, tries."""
 
     def bring(repo: RepoOrDir) -> Checkout | tuple[str, str, int]:
@@ -180,7 +184,7 @@ def _checkouts(session: Session, wanted: Sequence[RepoOrDir], retries: int) -> l
         while True:
             tries += 1
             try:
-                return session.fetch(repo, verbose=False)
+                return session.fetch(repo, verbose=False, **fetch)
             except InvalidReferenceError:
                 raise
             except IsohubError as error:

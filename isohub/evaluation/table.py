@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from isohub.errors import IsohubError, printable
+from isohub.errors import MissingExtraError, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -198,12 +198,14 @@ class Evaluation:
             results: Whether a row for each batch.
 
         Raises:
-            IsohubError: pandas is not installed.
+            MissingExtraError: pandas is not installed.
         """
         try:
             import pandas as pd
         except ImportError as error:
-            raise IsohubError("pandas is not installed", hint="python -m pip install 'isohub[report]'") from error
+            raise MissingExtraError(
+                "pandas is not installed", hint="python -m pip install 'isohub[pandas]'", extra="pandas"
+            ) from error
         columns, rows = self._cells(results=results, every=True)
         return pd.DataFrame([{name: row.get(name) for name in columns} for row in rows], columns=columns)
 

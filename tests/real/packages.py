@@ -26,8 +26,22 @@ import torch
 
 from tests.real.alone import make_tensors
 
-__all__ = ["BROKEN", "PAIRS", "Pair", "Release", "alone", "export", "fetch_sdist", "make_inputs", "materialise", "same"]
+__all__ = [
+    "BROKEN",
+    "PAIRS",
+    "SEED",
+    "Pair",
+    "Release",
+    "alone",
+    "export",
+    "fetch_sdist",
+    "make_inputs",
+    "materialise",
+    "same",
+]
 
+#: Of builds and inputs, in the oracle and in what is held against it.
+SEED = 11
 PROJECT = Path(__file__).parents[2]
 CACHE = PROJECT / ".cache" / "sdists"
 ORACLE = Path(__file__).with_name("alone.py")

@@ -9,10 +9,9 @@ import torch
 
 import isohub
 from isohub import errors
-from tests.real.packages import BROKEN, PAIRS, Pair, alone, export, make_inputs, materialise, same
+from tests.real.packages import BROKEN, PAIRS, SEED, Pair, make_inputs, same
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
-SEED = 11
 
 
 def plain(outputs):
@@ -32,24 +31,6 @@ def answer(handle: isohub.RemoteModule, pair: Pair) -> dict:
         outputs = plain(handle(*make_inputs(pair, SEED)))
         second = plain(handle(*make_inputs(pair, SEED + 1)))
     return {"params": parameters, "state_dict": handle.state_dict(), "outputs": outputs, "second_outputs": second}
-
-
-@pytest.fixture(scope="module")
-def truth(tmp_path_factory):
-    """A pair's git repository, and what torch.hub gives for each tag in a process of its own."""
-    known = {}
-
-    def of(pair):
-        if pair.name not in known:
-            directory = tmp_path_factory.mktemp(pair.name)
-            repo = materialise(pair, directory)
-            known[pair.name] = (
-                repo,
-                [alone(export(repo, version, directory / "at"), pair, SEED) for version in pair.versions],
-            )
-        return known[pair.name]
-
-    return of
 
 
 @pytest.mark.parametrize("order", ["old-new", "new-old"])
