@@ -70,7 +70,7 @@ class Batches:
     def each(self, skipped: Callable[[int], bool]) -> Iterator[tuple[int, Any]]:
         """Number and batch, in order; of what is indexed, those that are skipped are not read."""
         if self._read is None:
-            yield from enumerate(self._stream or ())
+            yield from enumerate(() if self._stream is None else self._stream)
             return
         for number in range(self.count or 0):
             if not skipped(number):

@@ -58,10 +58,10 @@ def _metric(name: str, value: Any) -> Any:
     elif isinstance(value, np.ndarray):
         value = torch.from_numpy(np.ascontiguousarray(value))
     if isinstance(value, torch.Tensor):
-        # A parameter or a subclass is a plain tensor from here on.
-        value = value.detach().as_subclass(torch.Tensor)
-        if value.layout is not torch.strided or str(value.dtype).partition(".")[2] not in _DTYPES:
+        dense = value.layout is torch.strided and not value.is_meta and str(value.dtype).partition(".")[2] in _DTYPES
+        if not dense:
             raise TypeError(f"fn gave a tensor of {value.dtype}, {value.layout} as {name!r:.100}; expected a dense one")
+        value = value.detach().cpu().as_subclass(torch.Tensor)  # a parameter or a subclass is a plain one from here on
         return value.item() if value.ndim == 0 and not value.is_complex() else value
     if type(value) not in (bool, int, float):
         raise TypeError(f"fn gave a {type(value).__name__} as {name!r:.100}; expected a number or a tensor")
@@ -104,9 +104,9 @@ def _decoded(value: Any) -> Any:
         try:
             dtype, shape = _DTYPES[value["dtype"]], [int(size) for size in value["shape"]]
             data = bytearray(base64.b64decode(value["data"], validate=True))
-        except (KeyError, TypeError, ValueError) as error:
+            flat = torch.frombuffer(data, dtype=torch.uint8).view(dtype) if data else torch.empty(0, dtype=dtype)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError("a tensor that is none") from error
-        flat = torch.frombuffer(data, dtype=torch.uint8).view(dtype) if data else torch.empty(0, dtype=dtype)
         if flat.numel() != math.prod(shape):
             raise ValueError("a tensor of another size")
         return flat.reshape(shape)

@@ -137,13 +137,4 @@ def _evaluator(seated: Seated, function: Function, threads: int | None) -> Any:
 def _leave(place: Place, number: int) -> None:
     seated = place.kept.pop(number, None)
     if seated is not None:
-        _close(seated)
-
-
-def _close(seated: Seated) -> None:
-    from isohub.session.link import remote_of
-
-    evaluator = remote_of(seated.more)
-    if evaluator is not None:
-        evaluator.close()
-    seated.close()
+        seated.close()

@@ -14,9 +14,11 @@ Side: caller. Trust: the file is the caller's own; its values are checked by who
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import stat
 import threading
 import time
 from pathlib import Path
@@ -35,7 +37,7 @@ class Journal:
     Args:
         path: The file; made if there is none.
         kind: What it holds, such as ``isohub evaluation``.
-        header: What the work is, as JSON has it. A value of None that the file has otherwise is no difference.
+        header: What the work is, as JSON has it. A part of a list that is None in the file was not known: any is well.
 
     Attributes:
         lines: What was there already, after the header.
@@ -63,10 +65,12 @@ class Journal:
             raise
 
     def _begin(self, kind: str, header: dict[str, Any]) -> None:
+        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+            raise self._refused("is no regular file", "give one that can be read back")
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise self._refused("is in use by another process", "let it end, or give another file") from None
+            raise self._refused("is in use already", "let that end, or give another file") from None
         with os.fdopen(os.dup(self._descriptor), "rb") as file:
             file.seek(0)
             content = file.read()
@@ -109,16 +113,15 @@ class Journal:
         return at, rows
 
     def _compare(self, name: str, before: Any, now: Any) -> None:
-        if before == now or before is None:
-            return
         if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
             for number, (one, other) in enumerate(zip(before, now, strict=True)):
-                self._compare(f"{name}[{number}]", one, other)
-            return
-        raise self._refused(
-            f"is another question's: {name} was {json.dumps(before):.200}, and is {json.dumps(now):.200} now",
-            "give another file, or ask what was asked before",
-        )
+                if one is not None:  # a part that was not known
+                    self._compare(f"{name}[{number}]", one, other)
+        elif before != now:
+            raise self._refused(
+                f"is another question's: {name} was {json.dumps(before):.200}, and is {json.dumps(now):.200} now",
+                "give another file, or ask what was asked before",
+            )
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one line. Thread-safe.
@@ -144,7 +147,8 @@ class Journal:
             while data:
                 data = data[os.write(self._descriptor, data) :]
         except OSError:
-            os.ftruncate(self._descriptor, before)  # no half a line for what follows to be put behind
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, before)  # no half a line for what follows to be put behind
             raise
 
     def close(self) -> None:

@@ -57,7 +57,7 @@ class Seated:
     Attributes:
         built: A handle, or a structure of handles and values.
         load_s: How long it took to fetch and to build.
-        more: What the work that uses it left.
+        more: What the work that uses it left: a handle to something in the same worker.
     """
 
     def __init__(self, built: Any, load_s: float) -> None:
@@ -82,10 +82,12 @@ class Seated:
 
     def close(self) -> None:
         """Give all of it back, which ends its worker."""
-        self.more = None
-        for remote in self.remotes():
-            remote.close()
-        self.built = None
+        from isohub.session.recipe import remotes_in
+
+        for built in (self.more, self.built):
+            for _, _, remote in remotes_in(built):
+                remote.close()
+        self.more = self.built = None
 
 
 def seat_of(executor: Executor, checkout: Checkout, number: int, model: str, **rest: Any) -> Seat:
