@@ -41,6 +41,7 @@ __all__ = ["bisect"]
 
 Told = Callable[[Probe, int], None]
 _MOST_LOSSES = 10
+_SHOWN_NOTES = 3
 
 
 def bisect(
@@ -406,7 +407,7 @@ class _Search:
         notes = [
             f"not the only change: {commits[one].id[:12]} is bad, and {other[:12]}, which it leads to, is not; "
             "what was found is one change of several"
-            for one, other in dict.fromkeys(suspects.contradictions)
+            for one, other in [*dict.fromkeys(suspects.contradictions)][:_SHOWN_NOTES]
         ]
         first = suspects.first_bad
         candidates = [first] if first is not None else ordered(commits, set(suspects.left))

@@ -94,12 +94,13 @@ class Suspects:
             return
         self.bad.add(sha)
         against = [good for good in sorted(self.good) if sha in ancestors(self._commits, [good])]
-        if against:
-            # Good ones that it leads to were believed before: what leads to it is suspect once more.
-            self.contradictions += [(sha, good) for good in against]
-            self._left = above - ancestors(self._commits, self.good & above)
-        elif self._left & above:  # else the same change came twice, on two branches: either is one
+        self.contradictions += [(sha, good) for good in against]
+        if self._left & above:
             self._left &= above
+        elif against:
+            # Good ones that it leads to were believed before: what leads to it is suspect once more.
+            self._left = above - ancestors(self._commits, self.good & above)
+        # Else the same change came twice, on two branches: either is one.
 
 
 def ancestors(commits: Mapping[str, Commit], tips: Iterable[str]) -> set[str]:

@@ -114,13 +114,10 @@ def shape_of(count: int) -> list[list[int]]:
 
 @pytest.fixture(scope="session")
 def history(tmp_path_factory: pytest.TempPathFactory) -> History:
-    """550 commits with 50 merges; the change came on a branch, in the middle of it."""
+    """551 commits with 50 merges; the change came on a branch, in the middle of its three commits."""
     path = tmp_path_factory.mktemp("history") / "clone"
     shape = shape_of(550)
-    first_bad = next(
-        number for number in range(400, 500) if len(shape[number - 1]) == 1 and shape[number - 1][0] != number - 1
-    )
-    first_bad -= 2  # the second of a branch's three commits: the next that is not its parent's follower ends the branch
+    first_bad = 405
+    assert shape[first_bad - 2 : first_bad + 3] == [[403], [404], [405], [403], [407, 406]]
     commits = write_history(path, shape, {first_bad: "1.5"})
-    parents = dict(enumerate(shape, start=1))
-    return History(path, commits, parents, first_bad)
+    return History(path, commits, dict(enumerate(shape, start=1)), first_bad)

@@ -289,7 +289,7 @@ def test_an_interruption_ends_what_runs(session, refs, batches):
         model.die("hang")
 
     def told(done, total):
-        if not threading.main_thread().ident == threading.get_ident():
+        if threading.main_thread().ident != threading.get_ident():
             return
         threading.Timer(0.5, lambda: os.kill(os.getpid(), 2)).start()
 
