@@ -169,13 +169,14 @@ def _look_for_extras(report: tuple[str, ...]) -> None:
 
 def _blocks(found: Comparison) -> list[Block]:
     from isohub.comparison.document import Heading, Line
+    from isohub.comparison.render import line_text
     from isohub.comparison.words import blocks_of
 
     width = shutil.get_terminal_size().columns - 2
     blocks: list[Block] = []
     for block in blocks_of(found):
         if isinstance(block, Line):
-            blocks.append(block.text)
+            blocks.append(line_text(block))
         elif isinstance(block, Heading):
             blocks += [*([""] if blocks and blocks[-1] != "" else []), block.text]
         else:

@@ -12,6 +12,7 @@ import torch
 
 from isohub.comparison.measure import compare
 from isohub.comparison.outputs import LeafDifference
+from isohub.comparison.render import indented
 from isohub.comparison.result import Comparison, Difference, RefResult
 from isohub.hub import RepoOrDir
 
@@ -80,7 +81,7 @@ def _lines(comparison: Comparison) -> Iterator[str]:
     for ref in comparison.refs:
         if ref.failure is not None:
             yield ""
-            yield f"{ref.label} failed ({ref.failure.phase}): {ref.failure.type}: {ref.failure.message}"
+            yield f"{ref.label} failed ({ref.failure.phase}): {ref.failure.type}: {indented(ref.failure.message)}"
     for ref, difference in zip(comparison.refs[1:], comparison.differences, strict=True):
         yield from _of_one(comparison, ref, difference)
 

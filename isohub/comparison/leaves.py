@@ -102,7 +102,7 @@ def _sequence(path: str, value: list[Any] | tuple[Any, ...]) -> Iterator[Leaf]:
             if all(type(item) is kind for item in value):
                 try:
                     yield Leaf(path, "tensor", torch.tensor(value, dtype=dtype))
-                except (RuntimeError, OverflowError):
+                except (RuntimeError, OverflowError, ValueError):
                     break  # a number beyond 64 bits
                 return
     yield Leaf(path, "container", value=f"{_name(value)} of {len(value)}")

@@ -127,6 +127,11 @@ def compare(
         calls, pairs, first = _asked(subjects, inputs, seed, atol, rtol)
         if first is not None and repeats != 0:
             _timed(subjects, first, repeats, time_s)
+        for subject in subjects:
+            if subject.failure is None:
+                subject.note_memory()
+        if repeats != 0:
+            _rebuilt(subjects, repeats, time_s)
         refs = tuple(subject.result() for subject in subjects)
         differences = []
         for subject, state, pair in zip(subjects[1:], states, pairs, strict=True):
@@ -189,6 +194,8 @@ def _asked(
     first: Call | None = None
     count = 0
     if inputs is not None:
+        for subject in subjects:
+            subject.refuse()
         for call in calls_of(inputs, seed):
             answers = [subject.answer(call) for subject in subjects]
             for number, answer in enumerate(answers[1:]):
@@ -220,6 +227,14 @@ def _timed(subjects: Sequence[Subject], call: Call, repeats: int | None, time_s:
         if timing is not None and timing[1] and subject.callable:
             calls, samples = timing
             subject.timing = summed_up(samples, calls, subject.threads)
+
+
+def _rebuilt(subjects: Sequence[Subject], repeats: int | None, time_s: float) -> None:
+    again = [subject for subject in subjects if subject.rebuildable(time_s)]
+    found = take_turns(lambda number, _: again[number].rebuild(), len(again), runs=repeats, time_s=time_s, most_calls=1)
+    for subject, timing in zip(again, found, strict=True):
+        if timing is not None and timing[1]:
+            subject.rebuilt = summed_up(timing[1], 1, subject.threads)
 
 
 def _difference(base: Subject, subject: Subject, state: StateDifference | None, pair: OutputPair | None) -> Difference:

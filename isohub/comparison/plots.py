@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ _MOST_ENTRIES = 30
 _NAME_CHARS = 30
 _LIGHT = {"ink": "#1b1f24", "line": "#b9c0c8", "first": "#1f6feb", "second": "#d1570a"}
 _DARK = {"ink": "#e6e9ed", "line": "#4a525b", "first": "#79b8ff", "second": "#ffa657"}
+
+# matplotlib repeats each text in one.
+_COMMENT = re.compile(rb"<!--.*?-->", re.DOTALL)
 
 _Colours = dict[str, str]
 
@@ -167,4 +171,5 @@ def _picture(draw: Callable[[Any, _Colours], None], colours: _Colours, height: f
         draw(figure.subplots(), colours)
         stream = io.BytesIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    drawn = _COMMENT.sub(b"", stream.getvalue())
+    return "data:image/svg+xml;base64," + base64.b64encode(drawn).decode("ascii")

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from isohub.comparison.document import Block, Heading, Line, Named, Table, Words
 from isohub.errors import printable
 
-__all__ = ["as_html", "as_markdown", "as_text", "fitted"]
+__all__ = ["as_html", "as_markdown", "as_text", "fitted", "indented", "line_text"]
 
 _WIDTH = 80
 _GAP = 2
@@ -44,11 +44,21 @@ def _text_lines(block: Block, width: int) -> Iterator[str]:
         yield ""
         yield printable(block.text, newlines=False)
     elif isinstance(block, Line):
-        yield printable(block.text)
+        yield from line_text(block).split("\n")
     else:
         yield ""
         yield from _text_table(block, width)
         yield ""
+
+
+def line_text(line: Line) -> str:
+    """A sentence as text. Further lines of what it names are indented, so that none passes for a report's."""
+    return printable("".join(part if isinstance(part, str) else indented(part.text) for part in line.parts))
+
+
+def indented(text: str) -> str:
+    """A text whose further lines cannot be taken for somebody else's."""
+    return text.replace("\n", "\n    ")
 
 
 def _text_table(table: Table, width: int) -> Iterator[str]:

@@ -71,7 +71,8 @@ class RefResult:
         noise: The largest difference of its own answers to the same question.
         unstable: Places of its answers that are not comparable with themselves.
         load_s: Worker, import and build. The first ref's has the time of starting torch in it.
-        build_s: The entrypoint alone, once.
+        build_s: The entrypoint alone, the first time.
+        rebuilt: Times of building it again; None for what is large or slow, or cannot be built twice.
         call: Times of calls, by the worker's clock; None if none was timed.
         round_trip_s: The quickest of the calls that were compared, from here: there and back.
         peak_rss_bytes: The most memory that the worker's process ever had in use, as the kernel counts it: pages that
@@ -91,6 +92,7 @@ class RefResult:
     unstable: tuple[str, ...] = ()
     load_s: float | None = None
     build_s: float | None = None
+    rebuilt: Timing | None = None
     call: Timing | None = None
     round_trip_s: float | None = None
     peak_rss_bytes: int | None = None

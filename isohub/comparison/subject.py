@@ -15,6 +15,7 @@ Source: proc(5) for ``VmHWM``.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import time
 from collections.abc import Mapping
@@ -59,6 +60,10 @@ _CALLERS_OWN = (
 )
 _MESSAGE_CHARS = 600
 _MOST_THREADS = 1 << 16
+# Of one answer. A detector's hundred boxes with their fields are hundreds; each place has figures of its own.
+_MOST_PLACES = 20_000
+# A model that is built again is in memory twice.
+_LARGEST_REBUILT_BYTES = 256 << 20
 _PEAK = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
 
 
@@ -102,6 +107,7 @@ class Subject:
     asked_twice: bool = False
     noisy: bool = False
     timing: Timing | None = None
+    rebuilt: Timing | None = None
     load_s: float | None = None
     build_s: float | None = None
     round_trip_s: float | None = None
@@ -148,7 +154,7 @@ class Subject:
                 phase = "state"
                 assert self._remote is not None
                 self.state = read_state(self._remote)
-        except IsohubError as error:
+        except (IsohubError, TypeError) as error:  # a TypeError: a device, for what is no module
             self.fail(phase, error)
 
     def _find_model(self) -> None:
@@ -161,8 +167,9 @@ class Subject:
             return
         modules = [pair for pair in found if pair[1].sort == "module"]
         handle, self._remote = (modules or found)[0]
-        worker = self._remote.worker
-        self.build_s = max(0.0, worker.used - worker.asked)  # its last question was the build
+        if self.recipe.options.get("device") is None:
+            worker = self._remote.worker
+            self.build_s = max(0.0, worker.used - worker.asked)  # its last question was the build
         self._class_name = self._remote.class_name
         if self.recipe.training is not None and modules:
             handle.train(self.recipe.training)
@@ -175,7 +182,7 @@ class Subject:
         if self._remote.sort == "module":
             self.structure = read_structure(self._remote)
 
-    def fail(self, phase: Phase, error: IsohubError) -> None:
+    def fail(self, phase: Phase, error: IsohubError | TypeError) -> None:
         """Keep why it gave no answer.
 
         Raises:
@@ -183,8 +190,10 @@ class Subject:
         """
         if isinstance(error, _CALLERS_OWN):
             raise error
-        self._note_memory()
-        kind, message, hint = type(error).__name__, error.message, error.hint
+        self.note_memory()
+        kind, message, hint = type(error).__name__, str(error), None
+        if isinstance(error, IsohubError):
+            message, hint = error.message, error.hint
         if isinstance(error, RemoteError):
             kind, message = error.remote_type or kind, error.remote_message or message
         self.failure = Failure(
@@ -193,6 +202,12 @@ class Subject:
             printable(message, limit_chars=_MESSAGE_CHARS),
             None if hint is None else printable(hint, limit_chars=_MESSAGE_CHARS),
         )
+
+    def refuse(self) -> None:
+        """Keep that there is nothing to call."""
+        if self.failure is None and self.checkout is not None and self._remote is None:
+            words = f"the entrypoint gave a {self._class_name}, which is no model to call"
+            self.fail("call", IsohubError(words, hint="leave the inputs out: then what it gave is compared"))
 
     @property
     def callable(self) -> bool:
@@ -204,7 +219,7 @@ class Subject:
         """What the entrypoint gave, for one that gave values and no model."""
         if self.failure is not None or self.checkout is None or self._remote is not None:
             return None
-        return {leaf.path: leaf for leaf in leaves_of(self.built, "built")}
+        return _leaves(self.built, "built")
 
     def answer(self, call: Call) -> Mapping[str, Leaf] | None:
         """The leaves of its answer to one call; None if it has failed."""
@@ -224,7 +239,7 @@ class Subject:
             )
             took_s = time.perf_counter() - started
             self.round_trip_s = took_s if self.round_trip_s is None else min(took_s, self.round_trip_s)
-            leaves = {leaf.path: leaf for leaf in leaves_of(value)}
+            leaves = _leaves(value, "output")
         except IsohubError as error:
             self.fail("call", error)
             return None
@@ -257,7 +272,32 @@ class Subject:
             self.fail("time", error)
             return None
 
-    def _note_memory(self) -> None:
+    def rebuildable(self, time_s: float) -> bool:
+        """Whether to build it again costs little time and memory."""
+        if not self.callable or self.build_s is None or self.build_s > time_s / 2:
+            return False
+        return self.state is None or self.state.size_bytes <= _LARGEST_REBUILT_BYTES
+
+    def rebuild(self) -> float | None:
+        """Seconds that the entrypoint takes once more, in the same worker; None if it will not."""
+        from isohub.session.recipe import remotes_in
+
+        recipe = self.recipe
+        assert self._remote is not None
+        link = self._remote.link
+        arguments = [*recipe.args], dict(recipe.kwargs)
+        try:
+            again = link.ask("build", recipe.model, recipe.seed, *arguments, phase="building it again")
+            took_s = max(0.0, link.worker.used - link.worker.asked)
+            for _, _, remote in remotes_in(again):
+                if remote.received[0] == 1:  # else it is what was built before
+                    remote.close()
+        except IsohubError:  # an entrypoint that can be called once is no failure
+            return None
+        return took_s
+
+    def note_memory(self) -> None:
+        """Keep what the kernel says of its worker's memory, before something else is done there."""
         if self._remote is None:
             return
         try:
@@ -278,8 +318,6 @@ class Subject:
 
     def result(self) -> RefResult:
         """What is known of it, as plain values."""
-        if self.failure is None:
-            self._note_memory()
         noise = max((each.max_abs for each in self.noise.values()), default=0.0)
         return RefResult(
             reference=printable(str(_written(self.repo)), limit_chars=300, newlines=False),
@@ -295,10 +333,21 @@ class Subject:
             unstable=tuple(path for path, each in self.noise.items() if each.unstable),
             load_s=self.load_s,
             build_s=self.build_s,
+            rebuilt=self.rebuilt,
             call=self.timing,
             round_trip_s=self.round_trip_s,
             peak_rss_bytes=self.peak_rss_bytes,
         )
+
+
+def _leaves(value: Any, root: str) -> dict[str, Leaf]:
+    leaves = {leaf.path: leaf for leaf in itertools.islice(leaves_of(value, root), _MOST_PLACES + 1)}
+    if len(leaves) > _MOST_PLACES:
+        raise IsohubError(
+            f"the answer has more than {_MOST_PLACES:,} places, each of which would be compared by itself",
+            hint="compare a method that gives less, or numbers as one tensor",
+        )
+    return leaves
 
 
 def _forms(leaves: Mapping[str, Leaf]) -> tuple[tuple[str, str], ...]:

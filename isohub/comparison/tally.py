@@ -89,7 +89,7 @@ class Tally:
         self._nan, self._infinite = [0, 0], [0, 0]
         self._worst: tuple[tuple[int, ...], tuple[str, str], int] | None = None
         self._rows, self._top1, self._top_k, self._has_k = 0, 0, 0.0, False
-        self._histogram = torch.zeros(len(DECADES) + 1, dtype=torch.int64)
+        self._histogram: torch.Tensor | None = None  # of none but zeros: most places are equal
 
     @property
     def max_abs(self) -> float:
@@ -105,6 +105,7 @@ class Tally:
         """One pair of tensors of one shape."""
         if expected.shape != got.shape:
             raise ValueError(f"tensors of one shape are compared, got {tuple(expected.shape)} and {tuple(got.shape)}")
+        expected, got = expected.cpu(), got.cpu()
         shape = tuple(expected.shape)
         flat_expected, flat_got, places = _aligned(expected, got)
         self._elements += expected.numel()
@@ -153,7 +154,8 @@ class Tally:
         some = distance[distance > 0]
         if some.numel():
             edges = torch.tensor(DECADES, dtype=torch.float64)
-            self._histogram += torch.bincount(torch.bucketize(some.log10(), edges), minlength=len(DECADES) + 1)
+            counts = torch.bincount(torch.bucketize(some.log10(), edges), minlength=len(DECADES) + 1)
+            self._histogram = counts if self._histogram is None else self._histogram + counts
         return worst
 
     def _rank(self, expected: torch.Tensor, got: torch.Tensor) -> None:
@@ -187,7 +189,7 @@ class Tally:
             top1=self._top1 / self._rows if self._rows else None,
             top_k=self._top_k / self._rows if self._rows and self._has_k else None,
             k=_K,
-            histogram=tuple(int(count) for count in self._histogram),
+            histogram=(0,) * (len(DECADES) + 1) if self._histogram is None else tuple(self._histogram.tolist()),
         )
 
 

@@ -94,7 +94,12 @@ def timed(
 
 
 def take_turns(
-    run: Callable[[int, int], float | None], count: int, *, runs: int | None, time_s: float
+    run: Callable[[int, int], float | None],
+    count: int,
+    *,
+    runs: int | None,
+    time_s: float,
+    most_calls: int = _MOST_CALLS,
 ) -> list[tuple[int, list[float]] | None]:
     """Run each of so many in turns.
 
@@ -103,6 +108,7 @@ def take_turns(
         count: How many take turns.
         runs: How many runs each gets; None: as many as it takes.
         time_s: Seconds for each, if `runs` is None.
+        most_calls: In a run.
 
     Returns:
         Calls in a run, and seconds of each run; None for those that failed.
@@ -111,7 +117,7 @@ def take_turns(
     for number in range(count):
         took_s = run(number, 1)
         if took_s is not None:
-            calls[number] = max(1, min(_MOST_CALLS, int(_LEAST_RUN_S / max(took_s, 1e-9)) + 1))
+            calls[number] = max(1, min(most_calls, int(_LEAST_RUN_S / max(took_s, 1e-9)) + 1))
     samples: dict[int, list[float]] = {number: [] for number in calls}
     used_s = dict.fromkeys(calls, 0.0)
     for turn in range(_MOST_RUNS if runs is None else runs):

@@ -115,7 +115,7 @@ def _figures(comparison: Comparison) -> Table:
             (
                 letter(number),
                 "" if ref.parameters is None else f"{ref.parameters:,}",
-                "" if ref.build_s is None else seconds_words(ref.build_s),
+                _call_words(ref.rebuilt) if ref.rebuilt else "" if ref.build_s is None else seconds_words(ref.build_s),
                 "" if ref.call is None else _call_words(ref.call),
                 _ratio_words(comparison.base.call, ref.call, ratio) if number else "",
                 "" if ref.peak_rss_bytes is None else size_words(ref.peak_rss_bytes),

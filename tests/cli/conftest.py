@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from isohub.cli.main import main
+from tests.comparison.conftest import variants
+
+__all__ = ["isohub_here", "isohub_process", "variants"]
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -22,6 +22,20 @@ from torch import nn
 from variant import VARIANT
 
 
+if VARIANT.startswith("liar"):
+    import sys
+
+    worker = sys.modules["isohub.worker.measuring"].Measurements
+    if VARIANT == "liar_index":
+        worker.do_state_index = lambda self, target: [("a", "torch.float32", [-1], 4, 0)]
+    if VARIANT == "liar_part":
+        worker.do_state_part = lambda self, target, names: {name: torch.zeros(3) for name in names}
+    if VARIANT == "liar_modules":
+        worker.do_structure = lambda self, target: [("", "Net", "", -5)]
+    if VARIANT == "liar_threads":
+        worker.do_threads = lambda self, target: "many"
+
+
 class Head(nn.Linear):
     def extra_repr(self):
         return super().extra_repr() + f", of={object()}"  # another address in every process
@@ -98,6 +112,10 @@ def function():
     return lambda x: x * (2 if VARIANT == "values" else 1)
 
 
+def scattered():
+    return lambda x: [[number] for number in range(15_000)]
+
+
 if VARIANT == "gone":
     del model
 '''
@@ -123,6 +141,10 @@ VARIANTS = [
     "noisy",
     "noisy_again",
     "noisy_far",
+    "liar_index",
+    "liar_part",
+    "liar_modules",
+    "liar_threads",
 ]
 
 

@@ -198,10 +198,9 @@ def test_nothing_is_called_without_inputs(compared: Compared) -> None:
 def test_what_an_entrypoint_gives_besides_a_module(compared: Compared) -> None:
     assert compared("base", "values", model="pair").changed  # the module within the tuple is called
     assert compared("base", "values", model="function", inputs="ones(3)").max_abs == 1
-    failed = compared("base", "same", model="numbers")
-    assert not failed.failures
-    assert failed.calls == 1
-    assert failed.differences[0].outputs is None
+    uncalled = compared("base", "same", model="numbers")
+    assert uncalled.refs[1].failure.message == "the entrypoint gave a dict, which is no model to call"
+    assert uncalled.changed
 
 
 def test_calls_are_timed_in_the_worker(compared: Compared) -> None:
@@ -214,6 +213,14 @@ def test_calls_are_timed_in_the_worker(compared: Compared) -> None:
     assert len(fast.samples_s) == 3
     assert all(ref.build_s > 0 and ref.load_s > ref.build_s and ref.round_trip_s > 0 for ref in found.refs)
     assert all(ref.peak_rss_bytes > 50_000_000 for ref in found.refs)
+    assert [ref.rebuilt.runs for ref in found.refs] == [3, 3]
+    assert compared("base", "same", inputs=None, repeats=2).refs[0].rebuilt.runs == 2
+
+
+def test_an_answer_of_too_many_places_is_a_failure(compared: Compared) -> None:
+    found = compared("base", "same", model="scattered", inputs="ones(1)")
+    assert found.refs[0].failure.phase == "call"
+    assert "more than 20,000 places" in found.refs[0].failure.message
 
 
 def test_a_worker_that_tells_more_time_than_passed_is_refused(compared: Compared) -> None:
