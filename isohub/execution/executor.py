@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from isohub.hub import Session
     from isohub.session.options import Interruption
 
-__all__ = ["Executor", "Lane", "LaneLostError", "LocalExecutor", "Place", "cores"]
+__all__ = ["Executor", "Lane", "LaneLostError", "LocalExecutor", "Place", "cores", "done_once"]
 
 _T = TypeVar("_T")
 #: Memory that is left beside a further worker: it may come to need more than one has so far.
 _MEMORY_FACTOR = 2.0
+# Each is a machine's death, and none of the work's doing.
+_MOST_LOSSES = 10
 
 
 class LaneLostError(IsohubError):
@@ -182,6 +184,25 @@ class _LocalLane:
             _, kept = self._place.kept.popitem()
             kept.close()
         self._interruption.close()
+
+
+def done_once(executor: Executor, work: Callable[..., _T], *args: Any) -> _T:
+    """What one piece of work gives, on a lane that is opened for it.
+
+    Raises:
+        LaneLostError: Its place was lost, and so were those that followed, or there is no other one.
+    """
+    (lane,) = executor.open(1)
+    try:
+        for losses in range(_MOST_LOSSES + 1):
+            try:
+                return lane.do(work, *args)
+            except LaneLostError:
+                if losses == _MOST_LOSSES or not lane.ready():
+                    raise
+        raise AssertionError("a loop that returns or raises")
+    finally:
+        lane.close()
 
 
 def cores() -> int:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from isohub.execution.executor import Executor, Place
     from isohub.session.link import Remote
 
-__all__ = ["Seat", "Seated", "bring", "failure_text", "seat_of", "take_seat"]
+__all__ = ["Seat", "Seated", "bring", "failure_text", "reference_text", "seat_of", "take_seat"]
 
 #: A line or two; the whole traceback is in the log of the worker and in `isohub run`.
 _TEXT_LIMIT_CHARS = 500
@@ -104,9 +104,15 @@ def seat_of(executor: Executor, checkout: Checkout, number: int, model: str, **r
     extras = dict.fromkeys(pin.extras, True)
     repo: str | Checkout = checkout
     if not executor.here:
-        in_place = pin.commit.startswith(TREE_PREFIX)
-        repo = str(pin.reference if in_place else replace(pin.reference, ref=pin.commit))
+        repo = reference_text(checkout)
     return Seat(number, repo, checkout.commit, pin.name, model, extras=extras, **rest)
+
+
+def reference_text(checkout: Checkout) -> str:
+    """A reference to exactly this commit, for another machine; of a directory as it stands, its path."""
+    pin = checkout.pin
+    in_place = pin.commit.startswith(TREE_PREFIX)
+    return str(pin.reference if in_place else replace(pin.reference, ref=pin.commit))
 
 
 def bring(place: Place, seat: Seat) -> Checkout:

@@ -104,7 +104,9 @@ def test_nothing_is_asked_offline(repo: GitRepo, github: GitHubServer) -> None:
 
 
 def test_a_date_that_is_none(repo: GitRepo) -> None:
-    raw = f"tree {repo.tree()}\nparent {repo.sha()}\nauthor \x1b <> 999999999999999 +0000\ncommitter C <c> 1 +0000\n\nx\n"
+    raw = (
+        f"tree {repo.tree()}\nparent {repo.sha()}\nauthor \x1b <> 999999999999999 +0000\ncommitter C <c> 1 +0000\n\nx\n"
+    )
     sha = repo.git("hash-object", "-t", "commit", "-w", "--stdin", "--literally", stdin=raw.encode())
     found = commits_between(parse(str(repo.path)), repo.sha(), sha)
     assert found[sha].date == ""
