@@ -121,7 +121,7 @@ def executor(nodes: Nodes):
     return RayExecutor(nodes.cluster.address)
 
 
-DATA = [torch.randn(4, 3, generator=torch.Generator().manual_seed(number)) for number in range(24)]
+DATA = [torch.randn(4, 3, generator=torch.Generator().manual_seed(number)) for number in range(16)]
 REDUCERS = {"y": "concat", "noise": "list"}
 
 
@@ -151,17 +151,17 @@ def test_an_evaluation_is_that_of_one_machine_and_each_node_fetches_a_commit_onc
     assert found.complete
     assert found.lanes == 2
     assert found.threads == 1
-    # Each archive came to each node's own store once at most, though lanes and batches are many.
-    assert 3 <= server.count("codeload") + server.count("archive") + server.count("tar.gz") <= 6 + 3
-    stores = [sorted(path.name for path in (nodes.root / f"store{number}").rglob("checkouts/*/org/clone/*") if path.is_dir()) for number in (0, 1)]
-    assert all(stores)
+    # One archive for each commit that a node has in its store, however many lanes and batches asked for it.
+    stored = list(nodes.root.glob("store*/checkouts/*/org/clone/*/checkout.json"))
+    assert len({each.parts[-6] for each in stored}) in (1, 2)
+    assert server.count("archive/") == len(stored) >= 3
 
 
 def test_a_node_that_is_killed_midway_changes_nothing(executor, nodes, repos, here, tmp_path):
     killed = []
 
     def told(done, total):
-        if done >= 20 and not killed:
+        if done >= 12 and not killed:
             killed.append(nodes.nodes[1])
             nodes.kill(nodes.nodes[1])
 
@@ -174,7 +174,7 @@ def test_a_node_that_is_killed_midway_changes_nothing(executor, nodes, repos, he
     alike(found, here)
     # What a cluster wrote is what one machine reads.
     again = isohub.evaluate(metric, repos, "model", DATA, reducers=REDUCERS, results=results)
-    assert again.resumed == 72
+    assert again.resumed == 48
     nodes.cluster.remove_node(nodes.nodes[1], allow_graceful=False)
     nodes.add()
 
@@ -236,13 +236,13 @@ def test_mistakes(executor, nodes, repos):
 def test_workers_are_confined_and_end_with_their_lanes(executor, nodes, repos):
     def where(model, x):
         try:
-            open("/etc/hostname").read()
-            return {"seen": 1.0}
+            with open("/etc/hostname") as file:
+                return {"seen": len(file.read())}
         except OSError:
-            return {"seen": 0.0}
+            return {"seen": 0}
 
     found = isohub.evaluate(where, repos[0], "model", DATA[:4], executor=executor)
-    assert found.rows[0].metrics["seen"] == 0.0
+    assert found.rows[0].metrics["seen"] == 0
 
     def workers() -> list[int]:
         found = []
