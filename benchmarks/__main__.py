@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.bench import Bench, open_bench
 from benchmarks.calls import measure_calls
 from benchmarks.confinement import measure_confinement
+from benchmarks.evaluating import measure_evaluation
 from benchmarks.measure import Sizes, Table, machine
 from benchmarks.memory import measure_memory
 from benchmarks.page import render, render_table
@@ -33,6 +34,7 @@ PARTS: dict[str, Callable[[Bench], list[Table]]] = {
     "confinement": measure_confinement,
     "memory": measure_memory,
     "close": measure_close,
+    "evaluate": measure_evaluation,
 }
 
 
@@ -82,6 +84,8 @@ _FIELDS: dict[str, type] = {
     "state_mb": int,
     "loads": int,
     "workers": int,
+    "refs": int,
+    "batches": int,
     "call_bytes": int,
 }
 

@@ -115,4 +115,5 @@ def test_bad_arguments_are_refused(arguments):
 
 
 def test_every_part_of_the_page_has_a_runner():
-    assert list(PARTS) == ["import", "first_load", "warm_load", "call", "state_dict", "confinement", "memory", "close"]
+    names = ["import", "first_load", "warm_load", "call", "state_dict", "confinement", "memory", "close", "evaluate"]
+    assert list(PARTS) == names
