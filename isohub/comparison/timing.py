@@ -30,10 +30,12 @@ __all__ = ["Timing", "summed_up", "take_turns", "timed"]
 
 _LEAST_RUN_S = 0.005
 _MOST_CALLS = 1000
-_LEAST_RUNS, _MOST_RUNS = 5, 200
+_LEAST_RUNS, _MOST_RUNS = 7, 200
 _STEADY = 0.02
 # Medians closer than that are nobody's gain.
 _LEAST_RATIO = 1.05
+# Of the rounds, how many have to say the same: all of seven, which chance does once in sixty-four times.
+_AGREEING = 0.9
 # With a wider middle half, relative to the median, the machine was busy with something else.
 _UNSTEADY = 0.3
 
@@ -67,13 +69,15 @@ class Timing:
 
     def ratio(self, other: Timing) -> float | None:
         """How many times the time of this one the other takes; None where that cannot be told from their spread."""
-        if not (self.steady and other.steady):
+        rounds = list(zip(self.samples_s, other.samples_s, strict=False))
+        if not (self.steady and other.steady) or len(rounds) < _LEAST_RUNS:
             return None
         apart = other.lower_s > self.upper_s or other.upper_s < self.lower_s
+        slower = sum(theirs > own for own, theirs in rounds) / len(rounds)
         ratio = other.median_s / self.median_s if self.median_s > 0 else None
         if not apart or ratio is None or 1 / _LEAST_RATIO < ratio < _LEAST_RATIO:
             return None
-        return ratio
+        return ratio if (slower if ratio > 1 else 1 - slower) >= _AGREEING else None
 
 
 def timed(

@@ -196,18 +196,19 @@ def _outputs(name: str, leaves: Sequence[LeafDifference]) -> Iterator[Block]:
     order = ("changed", "tolerated", "noise", "same")
     measured = [leaf for leaf in leaves if leaf.verdict != "same" or leaf.measures is not None]
     ranked = sorted(measured, key=lambda leaf: (order.index(leaf.verdict), -leaf.max_abs))
-    rows = [_place(leaf) for leaf in ranked[:_PLACES]]
-    if rows:
-        columns = ("output", "max abs", "mean abs", "max rel", "cosine", "top-1", "verdict")
-        if any(leaf.measures is not None and leaf.measures.top_k is not None for leaf in ranked[:_PLACES]):
-            columns = (*columns[:5], "top-1, -5", columns[6])
-        yield Table(columns, rows, right=frozenset({1, 2, 3, 4, 5}))
+    shown = ranked[:_PLACES]
+    ranks = [leaf.measures for leaf in shown if leaf.measures is not None and leaf.measures.top1 is not None]
+    top = () if not ranks else ("top-1, -5",) if any(each.top_k is not None for each in ranks) else ("top-1",)
+    if shown:
+        columns = ("output", "verdict", "max abs", "mean abs", "max rel", "cosine", *top)
+        rows = [_place(leaf)[: len(columns)] for leaf in shown]
+        yield Table(columns, rows, right=frozenset({2, 3, 4, 5, 6}))
     if len(ranked) > _PLACES:
         more = ranked[_PLACES:]
         yield Line(
             [f"and {len(more):,} places more, {sum(leaf.verdict != 'same' for leaf in more):,} of them differing"]
         )
-    for leaf in ranked[:_PLACES]:
+    for leaf in shown:
         if leaf.change not in (None, "values"):
             yield Line(_form_words(leaf))
         measures = leaf.measures
@@ -231,12 +232,12 @@ def _place(leaf: LeafDifference) -> tuple[Words, ...]:
     verdict = leaf.verdict if leaf.change in (None, "values") else f"{leaf.change}: {leaf.verdict}"
     place = Named(leaf.path.removeprefix("output") or "output")
     if found is None:
-        return place, "", "", "", "", "", verdict
+        return place, verdict, "", "", "", "", ""
     top = "" if found.top1 is None else f"{found.top1:.1%}"
     if found.top_k is not None:
         top += f", {found.top_k:.1%}"
     figures = (_number(found.max_abs), _number(found.mean_abs), _number(found.max_rel))
-    return place, *figures, "" if found.cosine is None else f"{found.cosine:.6f}", top, verdict
+    return place, verdict, *figures, "" if found.cosine is None else f"{found.cosine:.6f}", top
 
 
 def _form_words(leaf: LeafDifference) -> list[Words]:
