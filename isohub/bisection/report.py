@@ -149,7 +149,7 @@ class Bisection:
                 lines.append(f"  and {len(self.candidates) - _SHOWN_CANDIDATES} more")
         skipped = sum(probe.verdict == "skip" for probe in self.probes)
         resumed = sum(probe.resumed for probe in self.probes)
-        asked = f"{len(self.probes)} of {self.total} commits asked in {self.rounds} rounds"
+        asked = f"{len(self.probes)} commits asked in {self.rounds} rounds to tell {self.total} apart"
         lines += [
             "",
             asked + (f", {skipped} skipped" if skipped else "") + (f", {resumed} from the log" if resumed else ""),

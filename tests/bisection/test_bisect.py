@@ -49,7 +49,7 @@ def test_an_output_s_change_is_found_in_the_logarithm_of_the_history(session, hi
     assert f"change {history.first_bad}\n\n    body of {history.first_bad}" in text
     assert "date:   2023-11-15 06:28:20+01:30" in text
     assert "output differs by" in text
-    assert f"{len(found.probes)} of 550 commits asked" in text
+    assert f"{len(found.probes)} commits asked in {found.rounds} rounds to tell 550 apart" in text
     assert not session.workers()
 
 
