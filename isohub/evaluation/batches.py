@@ -57,6 +57,7 @@ class Batches:
         self.listed = listed
         self._read = read
         self._stream = stream
+        self._iterator: Iterator[Any] | None = None
 
     @property
     def indexed(self) -> bool:
@@ -67,10 +68,16 @@ class Batches:
         """The first batch of what is indexed, for its digest; None if there is none."""
         return self._read(0) if self._read is not None and self.count else None
 
+    def begin(self) -> None:
+        """Start what reads: a loader's processes are forked before there are threads here."""
+        if self._stream is not None:
+            self._iterator = iter(self._stream)
+
     def each(self, skipped: Callable[[int], bool]) -> Iterator[tuple[int, Any]]:
         """Number and batch, in order; of what is indexed, those that are skipped are not read."""
         if self._read is None:
-            yield from enumerate(() if self._stream is None else self._stream)
+            assert self._iterator is not None
+            yield from enumerate(self._iterator)
             return
         for number in range(self.count or 0):
             if not skipped(number):

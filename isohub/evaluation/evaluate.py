@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
-from isohub.checking import check_choice, check_name, check_path, checked_seed, checked_timeout
+from isohub.checking import check_choice, check_name, check_path, checked_seed, checked_timeout, checked_trust
 from isohub.errors import InvalidReferenceError, IsohubError, ValueNotTransferableError
 from isohub.execution.executor import Executor, LocalExecutor
 from isohub.execution.seats import Seat, failure_text, seat_of
@@ -61,6 +61,7 @@ def evaluate(
     environment: Any = None,
     device: Any = None,
     timeout_s: float | None = None,
+    trust_repo: bool | Literal["check"] = "check",
     **fetch: Any,
 ) -> Evaluation:
     """Run ``fn(model, batch)`` in workers of every ref, over all batches, and reduce what it gives.
@@ -87,10 +88,11 @@ def evaluate(
         progress: A bar on stderr, True or False; None: on a terminal. Or a function that is told the numbers.
         executor: Where the work is done; this machine unless given.
         session: Whose cache and rules; the default session unless given.
-        sandbox: As for `isohub.load`, and so are `environment`, `device` and `timeout_s`.
+        sandbox: As for `isohub.load`, and so are `environment`, `device`, `timeout_s` and `trust_repo`.
         environment: See there.
         device: See there.
         timeout_s: Seconds that each question to a worker (an import, a build, a batch) may take.
+        trust_repo: Whether to trust the repos, for what needs trust.
         **fetch: As `isohub.fetch` takes it: `source`, `force_reload`, `skip_validation`, `submodules`, `lfs`.
 
     Returns:
@@ -100,6 +102,7 @@ def evaluate(
         ValueNotTransferableError: `fn`, `args` or `kwargs` cannot be sent to a worker.
         InvalidReferenceError: One of `repos` is no reference.
         ResultsError: The file is of another question, in use, damaged, or cannot be written.
+        PolicyError: The sandbox that was asked for makes no sense.
         ValueError, TypeError: An argument is not what it has to be.
 
     Trust: `fn` is sent, never a result's code brought back: what a worker gives is checked plain values.
@@ -132,7 +135,8 @@ def evaluate(
         if value:
             _sent(name, value, pickled)
     began = time.monotonic()
-    options = {"seed": seed, "sandbox": sandbox, "environment": environment, "device": device, "timeout_s": timeout_s}
+    options = {"seed": seed, "sandbox": sandbox, "environment": environment, "device": device}
+    options |= {"timeout_s": timeout_s, "trust_repo": checked_trust(trust_repo)}
     rest = {"args": tuple(args), "kwargs": dict(kwargs or {}), "options": options}
     seats = [
         found if isinstance(found, tuple) else seat_of(executor, found, number, model, **rest)
@@ -216,7 +220,8 @@ def _header(
         "format": 1,
         "commits": [seat.commit if isinstance(seat, Seat) else None for seat in seats],
         "model": model,
-        "args": digest_of((rest["args"], rest["kwargs"], str(rest["options"]["device"]))),
+        "args": digest_of((rest["args"], rest["kwargs"])),
+        "on": digest_of((str(rest["options"]["device"]), rest["options"]["environment"])),
         "fn": digest_of(fn),
         "seed": function.seed,
         "training": function.training,

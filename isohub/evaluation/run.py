@@ -82,6 +82,7 @@ class Run:
         self._digests: dict[int, str] = {}
         self._known: dict[int, str] = {}  # digests that the file has
         self._lock = threading.Lock()
+        self._telling = threading.RLock()
         self._fault: BaseException | None = None
         self._total: int | None = None
         self._journal: Journal | None = None
@@ -114,9 +115,11 @@ class Run:
                 continue
             try:
                 ref, batch = line["ref"], line["batch"]
-                result = BatchResult(batch, line["weight"], line["seconds"], decoded(line["metrics"]))
-                self._found[ref][batch] = result
-                self._known[batch] = line["digest"]
+                if type(ref) is not int or type(batch) is not int or ref < 0 or batch < 0:
+                    raise ValueError("numbers that are none")
+                weight, seconds = float(line["weight"]), float(line["seconds"])
+                self._found[ref][batch] = BatchResult(batch, weight, seconds, decoded(line["metrics"]))
+                self._known[batch] = str(line["digest"])
             except (KeyError, IndexError, TypeError, ValueError) as error:
                 raise ResultsError(
                     f"{self._journal.path} is damaged: line {place} is no result",
@@ -153,8 +156,9 @@ class Run:
         self._total = None if count is None else count * len(live)
         left = None if count is None else sum(count - len(self._found[number]) for number in live)
         if not live or left == 0:
-            progress(self._steps(), self._total)
+            self._tell(progress)
             return 0, None
+        self._batches.begin()
         lanes = self._executor.open(left)
         board = Board(
             len(self._seats), len(lanes), self._retries, _WINDOW_PER_LANE * len(lanes) + 2, self._executor.fits
@@ -165,7 +169,7 @@ class Run:
         ]
         ended = False
         try:
-            progress(self._steps(), self._total)
+            self._tell(progress)
             for thread in threads:
                 thread.start()
             self._feed(board, live)
@@ -187,8 +191,13 @@ class Run:
         if not board.finished:
             raise IsohubError("no lane is left: what was lost could not be placed again", hint="ray status shows why")
         self._total = self._steps()
-        progress(self._total, self._total)
+        self._tell(progress)
         return len(lanes), lanes[0].threads
+
+    def _tell(self, progress: Progress) -> None:
+        """Say how far it is: one at a time, and never less than before."""
+        with self._telling:
+            progress(self._steps(), self._total)
 
     def _steps(self) -> int:
         """How many pieces of work are finished."""
@@ -216,7 +225,7 @@ class Run:
                         self._held[number] = self._executor.share(batch)
                     del batch
                     if not board.offer(number, refs, wait=True):
-                        return
+                        break  # stopped, or no ref is left that could be loaded
         board.complete()
 
     def _note(self, number: int, batch: Any) -> None:
@@ -253,7 +262,7 @@ class Run:
                 if not board.needs(task.batch):
                     with self._lock:
                         self._held.pop(task.batch, None)
-                progress(self._steps(), self._total)
+                self._tell(progress)
         except BaseException as error:  # noqa: BLE001 - the caller's thread raises it
             with self._lock:
                 self._fault = self._fault or error

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from isohub.errors import IsohubError, RemoteError, SessionClosedError, ValueNotTransferableError
+from isohub.errors import IsohubError, PolicyError, RemoteError, SessionClosedError, ValueNotTransferableError
 from isohub.execution.executor import Place
 from isohub.execution.seats import Seat, Seated, failure_text, take_seat
 
@@ -88,6 +88,7 @@ def evaluate_batch(
         batch: The caller's data.
 
     Raises:
+        PolicyError: The sandbox that was asked for makes no sense.
         SessionClosedError: The session is closed, or the lane was stopped.
     """
     import torch
@@ -102,7 +103,7 @@ def evaluate_batch(
             seated = take_seat(place, seat)
             if seated.more is None:
                 seated.more = _evaluator(seated, function, place.threads)
-    except SessionClosedError:
+    except (PolicyError, SessionClosedError):
         raise
     except (IsohubError, TypeError, ValueError, OSError) as error:
         _leave(place, seat.number)

@@ -2,7 +2,7 @@
 
 A pickle's bytes differ between runs of one program (by which texts are one object), so this goes by content: of a
 function its code, defaults, closure and the globals that it names; of a tensor or an array its dtype, shape and bytes;
-of an object its class's name and its attributes. A module is its name; a builtin likewise.
+of an object its class and what `copy` would build it again from. A module is its name; a builtin likewise.
 
 Side: caller. Trust: the caller's own values.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -95,23 +95,37 @@ class _Digest:
             self._code(value)
         elif isinstance(value, types.ModuleType):
             self._mark("module", value.__name__)
-        elif isinstance(value, type) or not hasattr(value, "__dict__"):
-            self._mark("named", getattr(value, "__module__", None), getattr(value, "__qualname__", type(value)))
-            if isinstance(value, type):
-                self._methods(value)
-            else:
-                self.add(_ADDRESS.sub("", repr(value)))
+        elif isinstance(value, type):
+            self._mark("class", value.__module__, value.__qualname__)
+            self._methods(value)
+        elif isinstance(value, types.BuiltinFunctionType):
+            self._mark("builtin", value.__qualname__)
+            self.add(value.__self__)
         else:
-            self._mark("object", type(value).__module__, type(value).__qualname__)
-            self.add(dict(sorted(vars(value).items())))
-            self._methods(type(value))
+            self._object(value)
+
+    def _object(self, value: Any) -> None:
+        """By its class and by what it would be built again from."""
+        kind = type(value)
+        self._mark("object", kind.__module__, kind.__qualname__)
+        self._methods(kind)
+        try:
+            parts = value.__reduce_ex__(4)
+        except Exception:  # noqa: BLE001 - what cannot be copied is what it shows
+            parts = vars(value) if hasattr(value, "__dict__") else _ADDRESS.sub("", repr(value))
+        if isinstance(parts, tuple):
+            # What makes it is the class's business; an iterator is of the items of a list or a mapping.
+            parts = [list(part) if isinstance(part, Iterator) else part for part in parts[1:]]
+        self.add(parts)
 
     def _methods(self, kind: type) -> None:
-        """The code of a class's own; one that is installed is known by its name."""
-        for name, item in sorted(vars(kind).items()):
-            if isinstance(item, types.FunctionType) and not kind.__module__.startswith(("torch", "numpy", "builtins")):
-                self._mark("own", name)
-                self._code(item.__code__)
+        """The code of a class and of those that it derives from; one of torch's or numpy's is known by its name."""
+        for base in kind.__mro__:
+            if not base.__module__.startswith(("torch", "numpy", "builtins")):
+                for name, item in sorted(vars(base).items()):
+                    if isinstance(item, types.FunctionType):
+                        self._mark("own", name)
+                        self._code(item.__code__)
 
     def _function(self, function: types.FunctionType) -> None:
         if id(function) in self._functions:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import isohub
-from isohub.errors import InvalidReferenceError, ValueNotTransferableError
+from isohub.errors import InvalidReferenceError, PolicyError, ValueNotTransferableError
 
 
 def metric(model, x):
@@ -276,12 +276,46 @@ def test_a_stream_is_read_no_further_than_it_is_needed(session, refs):
     assert not session.workers()
 
 
+def test_a_stream_ends_where_no_ref_can_be_loaded(session, refs):
+    read = []
+
+    def stream():
+        for number in range(1000):
+            read.append(number)
+            yield torch.ones(1, 3)
+
+    found = evaluate(session, [refs["broken"]], stream())
+    assert found.rows[0].error is not None
+    assert len(read) < 20
+
+
+def test_a_policy_that_makes_no_sense_is_raised(session, refs, batches):
+    with pytest.raises(PolicyError, match="is not there"):
+        evaluate(session, [refs["1"], refs["2"]], batches, sandbox=isohub.Sandbox(read=["/no/such/place"]))
+
+
+def test_a_loader_with_processes(session, refs):
+    """They are forked before there are lanes, and read in this process's stead."""
+    tensor = torch.randn(12, 3, generator=torch.Generator().manual_seed(1))
+    loader = DataLoader(Examples(tensor), batch_size=4, num_workers=1)
+    found = evaluate(session, [refs["1"], refs["2"]], loader, second, reducers="sum")
+    assert found.rows[1].metrics["sum"] == pytest.approx(2 * found.rows[0].metrics["sum"])
+    assert found.rows[0].metrics["rows"] == 12
+
+
 def test_progress_goes_up_to_all_there_is(session, refs, batches):
     told = []
     evaluate(session, [refs["1"], refs["2"]], batches, progress=lambda done, total: told.append((done, total)))
     assert told[0] == (0, 42)
     assert told[-1] == (42, 42)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+def test_a_bar_for_a_terminal(session, refs, batches, capfd):
+    evaluate(session, refs["1"], batches[:3], progress=True)
+    assert "3/3" in capfd.readouterr().err
+    evaluate(session, refs["1"], batches[:3])
+    assert capfd.readouterr().err == ""  # nobody looks
 
 
 def test_an_interruption_ends_what_runs(session, refs, batches):

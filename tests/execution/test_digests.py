@@ -1,3 +1,5 @@
+import collections
+import functools
 import subprocess
 import sys
 import textwrap
@@ -59,6 +61,35 @@ def test_what_is_equal_is_the_same():
 )
 def test_what_is_not_is_another(one, other):
     assert digest_of(one) != digest_of(other)
+
+
+class Slotted:
+    __slots__ = ("a",)
+
+    def __init__(self, a):
+        self.a = a
+
+
+class Base:
+    def __call__(self, model, batch):
+        return {"a": 1}
+
+
+class Derived(Base):
+    pass
+
+
+def test_what_an_object_holds_counts_wherever_it_holds_it(monkeypatch):
+    assert digest_of(functools.partial(metric, 2)) == digest_of(functools.partial(metric, 2))
+    assert digest_of(functools.partial(metric, 2)) != digest_of(functools.partial(metric, 3))
+    assert digest_of(functools.partial(metric, 2)) != digest_of(functools.partial(helper, 2))
+    assert digest_of(Slotted(1)) == digest_of(Slotted(1)) != digest_of(Slotted(2))
+    assert digest_of(collections.defaultdict(list, a=[1])) != digest_of(collections.defaultdict(list, a=[2]))
+    assert digest_of(collections.deque([1])) != digest_of(collections.deque([2]))
+    assert digest_of(torch.nn.Linear(2, 2)) != digest_of(torch.nn.Linear(2, 2))
+    before = digest_of(Derived())
+    monkeypatch.setattr(Base, "__call__", lambda self, model, batch: {"a": 2})
+    assert digest_of(Derived()) != before
 
 
 def test_a_helper_and_a_global_count(monkeypatch):
