@@ -9,11 +9,11 @@ HALF_MADE := $(VENV)/half-made
 
 # The quick ones first; model code from elsewhere last. Those on a Ray cluster are `make ray`.
 SLOW_TESTS := $(wildcard tests/real)
-NO_TESTS := tests/test_distributed.py tests/hubs tests/servers tests/__pycache__ tests/conftest.py tests/__init__.py tests/as_user.py tests/lacking.py
+NO_TESTS := tests/test_distributed.py tests/gpu tests/hubs tests/servers tests/__pycache__ tests/conftest.py tests/__init__.py tests/as_user.py tests/lacking.py
 TESTS := $(filter-out $(SLOW_TESTS) $(NO_TESTS),$(patsubst %/,%,$(sort $(wildcard tests/*/ tests/*.py)))) $(SLOW_TESTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-user ray check lint types imports bench fuzz clean
+.PHONY: help setup demo test test-user test-gpu ray check lint types imports bench fuzz clean
 
 # How long `make fuzz` goes on, whichever ends first; -1 runs are no limit.
 FUZZ_SECONDS ?= 60
@@ -50,6 +50,9 @@ ray: $(STAMP) ## test on a Ray cluster of several nodes on this machine
 	@$(BIN)/python -c 'import ray' 2>/dev/null || \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
 	$(BIN)/python -m pytest --timeout 300 tests/test_distributed.py
+
+test-gpu: $(STAMP) ## run the tests that need a GPU, and fail where there is none
+	$(BIN)/python -m pytest tests/gpu
 
 check: lint types imports test ## what CI runs: lint, types, imports, tests
 

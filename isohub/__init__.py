@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from isohub.comparison.closeness import assert_close as assert_close
     from isohub.comparison.measure import compare as compare
     from isohub.comparison.result import Comparison as Comparison
+    from isohub.environments.environment import Environment as Environment
     from isohub.evaluation.evaluate import evaluate as evaluate
     from isohub.hub import Session as Session
     from isohub.hub import doctor as doctor
@@ -44,6 +45,7 @@ _HOME = {
     "Comparison": "isohub.comparison.result",
     "assert_close": "isohub.comparison.closeness",
     "compare": "isohub.comparison.measure",
+    "Environment": "isohub.environments.environment",
     "Sandbox": "isohub.sandbox.policy",
     "bisect": "isohub.bisection.bisect",
     "evaluate": "isohub.evaluation.evaluate",
@@ -52,6 +54,7 @@ _HOME = {
 
 __all__ = [
     "Comparison",
+    "Environment",
     "RemoteModule",
     "RemoteObject",
     "Sandbox",

@@ -220,7 +220,7 @@ class LockMismatchError(TrustError):
 
     Attributes:
         reference: As the lockfile has it.
-        what: ``commit``, ``tree``, ``weights``, or ``reference`` for one that is not locked at all.
+        what: ``commit``, ``tree``, ``weights``, ``environment``, or ``reference`` for one that is not locked at all.
         expected: What is locked, if anything.
         got: What was found.
         lockfile: Path of the lockfile.

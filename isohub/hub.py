@@ -14,7 +14,6 @@ import inspect as inspect_module
 import logging
 import os
 import secrets
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -36,14 +35,8 @@ from isohub.checking import (
     merged,
 )
 from isohub.environments.dependencies import missing_error, parse_dependencies, unmet
-from isohub.errors import (
-    ConfinementError,
-    EnvironmentBuildError,
-    OfflineError,
-    PolicyError,
-    SessionClosedError,
-    printable,
-)
+from isohub.environments.environment import Environment, checked_environment
+from isohub.errors import ConfinementError, OfflineError, PolicyError, SessionClosedError, printable
 from isohub.repos.catalog import Catalog, Wanted, is_offline
 from isohub.repos.disk import make_root
 from isohub.repos.layout import get_dir, set_dir, weights_dir
@@ -56,6 +49,7 @@ from isohub.sandbox.hosts import HostPolicy
 from isohub.sandbox.policy import DEFAULT_REQUIRED, NONE, Sandbox, checked_sandbox
 
 if TYPE_CHECKING:
+    from isohub.environments.prepare import InUse, Prepared
     from isohub.repos.pins import Pin
     from isohub.repos.sources.commits import Commit
     from isohub.session.examination import Diagnosis
@@ -87,6 +81,7 @@ _R = TypeVar("_R")
 
 Returns = Literal["handle", "state_dict", "torchscript", "exported_program"]
 RepoOrDir = str | os.PathLike[str] | Checkout
+On = Environment | Literal["host", "auto"]
 
 _WHEN_FULL = ("wait", "evict", "error")
 _RETURNS = ("handle", "state_dict", "torchscript", "exported_program")
@@ -133,6 +128,7 @@ class Session:
         lfs: Bring the files behind every repo's Git LFS pointers.
         sandbox: What workers may touch, unless `load` says otherwise; None is `Sandbox()`. "none" gives them the
             caller's own powers, and is for trusted repos alone.
+        environment: What repos run on, unless `load` says otherwise: "host" (None), "auto", or an `Environment`.
         timeout_s: Seconds that any one question to a worker may take (an import, a build, a call), unless
             `load` says otherwise. None: no limit.
         max_reply_bytes: The most tensor bytes that the answer to one call may hold. State dicts are bounded by
@@ -153,6 +149,7 @@ class Session:
         submodules: bool = False,
         lfs: bool = False,
         sandbox: Sandbox | Literal["none"] | None = None,
+        environment: On | None = None,
         timeout_s: float | None = None,
         max_reply_bytes: int = _MAX_REPLY_BYTES,
         max_workers: int | None = None,
@@ -171,6 +168,8 @@ class Session:
         self._submodules = submodules
         self._lfs = lfs
         self._sandbox: Sandbox | str = checked_sandbox(sandbox) or Sandbox()
+        self._environment = checked_environment(environment) or Environment("host")
+        self._in_use: InUse | None = None
         self._timeout_s = checked_timeout(timeout_s)
         self._max_reply_bytes = checked_bytes(max_reply_bytes)
         self._max_workers = checked_count("max_workers", max_workers)
@@ -198,7 +197,7 @@ class Session:
         returns: Returns = "handle",
         example_inputs: Any = None,
         sandbox: Sandbox | Literal["none"] | None = None,
-        environment: Literal["host"] | None = None,
+        environment: On | None = None,
         device: Any = None,
         seed: int | None = None,
         timeout_s: float | None = None,
@@ -219,7 +218,7 @@ class Session:
                 list of trusted repos; False trusts nobody. Only `returns` of "torchscript" and
                 "exported_program" need trust: opening those can run code in *this* process.
             force_reload: Ask the source again and download again.
-            verbose: Show progress of downloads on a terminal.
+            verbose: Show progress of downloads, and of an environment's building, on a terminal.
             skip_validation: Accept a commit that is not shown to belong to the repo.
             returns: "handle": a `RemoteModule`, a plain value, a `RemoteObject`, or the structure of them that
                 the entrypoint gave. "state_dict": the model's state; the worker ends. "torchscript" and
@@ -228,7 +227,9 @@ class Session:
                 program needs them.
             sandbox: What the worker may touch; None leaves that to the session. "none", and ``network="open"``, are
                 for trusted repos alone.
-            environment: "host": this interpreter and its packages.
+            environment: What it runs on. "host": this interpreter and its packages. "auto": these, and in front of
+                them what else the repo asks for. An `Environment`: packages that you name, another Python, another
+                torch. Built once and kept. None leaves that to the session.
             device: Where the worker moves the model after it is built, such as "cuda:0"; one that is not the CPU
                 lets the worker see the GPUs, as ``Sandbox(gpu=True)`` does.
             seed: Seeds torch, numpy and random in the worker, before hubconf is imported and again before
@@ -246,7 +247,7 @@ class Session:
             What `returns` says.
 
         Raises:
-            InvalidReferenceError, FetchError, UntrustedRepoError, MissingDependenciesError, PolicyError,
+            InvalidReferenceError, FetchError, UntrustedRepoError, EnvironmentBuildError, PolicyError,
             ConfinementError, HubconfError, EntrypointNotFoundError, RemoteError, WorkerDiedError, WorkerTimeoutError,
             ProtocolError.
         """
@@ -259,8 +260,7 @@ class Session:
         trust_repo = checked_trust(trust_repo)
         check_name(model)
         policy = _policy(checked_sandbox(sandbox) or self._sandbox, device)
-        if environment not in (None, "host"):
-            raise EnvironmentBuildError(f"environment={environment!r} was asked for; expected 'host' or None")
+        on = checked_environment(environment) or self._environment
         if returns == "exported_program" and example_inputs is None:
             raise ValueError("returns='exported_program' needs example_inputs, a tuple of inputs to export with")
         keywords = merged(kwargs, entry_kwargs)
@@ -278,11 +278,10 @@ class Session:
         seed = checked_seed(seed)
         timeout_s = self._timeout_s if timeout_s is None else checked_timeout(timeout_s)
         wanted = Wanted(repo_or_dir, source, force_reload, skip_validation, verbose)
-        with self._lease(wanted, timeout_s, trust_repo, policy, returns) as link:
+        with self._lease(wanted, timeout_s, trust_repo, policy, on, returns) as (link, outline):
             from isohub.session.devices import checked_device
             from isohub.session.recipe import Recipe
 
-            outline = _open(link, bound=self._bound(policy))
             if entry_kwargs is None:
                 _check_keywords(outline, model, own)
             if seed is None and restart is not None:
@@ -290,7 +289,8 @@ class Session:
             recipe = Recipe(model, tuple(args), keywords, seed, checked_device(device), compiled)
             built = _built(link, recipe)
             if restart is not None:
-                self._make_restartable(link, built, replace(wanted, force_reload=False), timeout_s, trust_repo, policy)
+                again = replace(wanted, force_reload=False)
+                self._make_restartable(link, built, again, timeout_s, trust_repo, policy, on)
             answer = _converted(built, returns, example_inputs)
         if trust_repo is True:
             pin, reference = link.checkout.pin, link.checkout.reference
@@ -309,16 +309,18 @@ class Session:
         verbose: bool = True,
         *,
         source: SourceName | None = None,
+        environment: On | None = None,
         timeout_s: float | None = None,
     ) -> builtins.list[str]:
         """Names of a repo's entrypoints. hubconf runs in a worker; see `inspect` for what runs nothing.
 
         `repo` may also be called ``github``, as torch.hub does. Only a worker that is less confined than others needs
-        trust, as in `load`.
+        trust, as in `load`; `environment` is as there, too.
         """
         trust_repo = checked_trust(trust_repo)
         wanted = Wanted(repo, source, force_reload, skip_validation, verbose)
-        names: Any = self._look(wanted, timeout_s, trust_repo, "entrypoints", "listing the entrypoints")
+        on = checked_environment(environment)
+        names: Any = self._look(wanted, timeout_s, trust_repo, on, "entrypoints", "listing the entrypoints")
         return [printable(name, newlines=False) for name in names]
 
     @_also_called_github
@@ -332,13 +334,15 @@ class Session:
         verbose: bool = True,
         *,
         source: SourceName | None = None,
+        environment: On | None = None,
         timeout_s: float | None = None,
     ) -> str | None:
         """An entrypoint's docstring, control characters escaped; None if it has none. Parameters as in `list`."""
         check_name(model)
         trust_repo = checked_trust(trust_repo)
         wanted = Wanted(repo, source, force_reload, skip_validation, verbose)
-        text: Any = self._look(wanted, timeout_s, trust_repo, "help", "reading the docstring", model)
+        on = checked_environment(environment)
+        text: Any = self._look(wanted, timeout_s, trust_repo, on, "help", "reading the docstring", model)
         return None if text is None else printable(str(text))
 
     # What torch.hub lacks.
@@ -408,6 +412,43 @@ class Session:
             )
         return commits_between(reference, good, bad)
 
+    def prepare(
+        self,
+        repo: RepoOrDir | None,
+        environment: On | None = None,
+        *,
+        source: SourceName | None = None,
+        force_reload: bool = False,
+        skip_validation: bool = False,
+        verbose: bool = True,
+    ) -> Prepared:
+        """Build what a repo is to run on, unless that is done; nothing of the repo runs.
+
+        Args:
+            repo: As `load` takes it, and so are `source`, `force_reload` and `skip_validation`. None where
+                `environment` says what to install.
+            environment: What; None leaves that to the session.
+            source: How to read it.
+            force_reload: Also find out again which packages it needs.
+            skip_validation: Accept a commit that is not shown to belong to the repo.
+            verbose: Show progress on a terminal.
+
+        Returns:
+            Its interpreter and packages, kept from being removed as long as this session is open.
+
+        Raises:
+            InvalidReferenceError, FetchError, EnvironmentBuildError, LockMismatchError.
+        """
+        on = checked_environment(environment) or self._environment
+        if repo is None:
+            if not on.is_host and on.requirements is None:
+                raise ValueError("prepare(None): what a repo asks for is asked of a repo; give one, or requirements=")
+            return self._prepared(on, None, None, force_reload=force_reload, verbose=verbose)
+        wanted = Wanted(repo, source, force_reload, skip_validation, verbose)
+        checkout = self._catalog(wanted.source).checkout(wanted)
+        outline = read_outline(checkout.path)
+        return self._prepared(on, checkout, outline, force_reload=force_reload, verbose=verbose)
+
     def trust(self, repo: RepoOrDir) -> None:
         """Remember a repo as trusted: exactly this host, owner and name, and this commit if a full SHA is given.
 
@@ -427,6 +468,11 @@ class Session:
         """The trusted repos, as ``host/owner/repo[@commit]``."""
         return [entry.name for entry in self._trust().entries()]
 
+    @property
+    def environment(self) -> Environment:
+        """What repos run on, unless `load` says otherwise."""
+        return self._environment
+
     def workers(self) -> builtins.list[WorkerInfo]:
         """The workers that are alive now, with what they use and do. None of them is asked."""
         return [] if self._pool is None else self._pool.infos()
@@ -442,8 +488,13 @@ class Session:
         """
         if type(number) is not int or number < 0:
             raise ValueError(f"number={number!r}; expected a whole number, 0 for the session itself")
+        from isohub.environments.prepare import InUse
+
         self._open_pool()  # theirs is the same
-        other = copy.copy(self)
+        with self._pool_lock:
+            if self._in_use is None:
+                self._in_use = InUse()
+            other = copy.copy(self)
         other._replica = number
         return other
 
@@ -474,8 +525,11 @@ class Session:
         with self._pool_lock:
             self._closed = True
             pool, self._pool = self._pool, None
+            in_use, self._in_use = self._in_use, None
         if pool is not None and self._pid == os.getpid():
             pool.close()
+        if in_use is not None:
+            in_use.close()
 
     def __enter__(self) -> Session:
         return self
@@ -531,6 +585,34 @@ class Session:
                 self._pool = Pool(self._max_workers, self._when_full)
             return self._pool
 
+    def _prepared(
+        self,
+        on: Environment,
+        checkout: Checkout | None,
+        outline: Outline | None,
+        *,
+        force_reload: bool,
+        verbose: bool,
+    ) -> Prepared:
+        """What a checkout runs on, in use until the session is closed."""
+        from isohub.environments.prepare import InUse, prepare
+
+        prepared = prepare(
+            on,
+            self._root(),
+            checkout,
+            outline,
+            offline=is_offline(self._offline),
+            progress=verbose,
+            refresh=force_reload,
+            lockfile=self._lockfile,
+        )
+        with self._pool_lock:
+            if self._in_use is None:
+                self._in_use = InUse()
+            self._in_use.add(prepared)
+        return prepared
+
     @contextmanager
     def _lease(
         self,
@@ -538,12 +620,17 @@ class Session:
         timeout_s: float | None,
         trust_repo: bool | Literal["check"],
         policy: Sandbox | str,
+        on: Environment,
         returns: Returns = "handle",
-    ) -> Iterator[Link]:
-        """A worker of what is wanted, for the length of the block and as long as there are handles to it."""
+    ) -> Iterator[tuple[Link, Outline]]:
+        """A worker of what is wanted, for the length of the block and as long as there are handles to it.
+
+        With it, its hubconf as read: what can be known before the repo's code runs is known by then.
+        """
         catalog = self._catalog(wanted.source)
         pool = self._open_pool()
-        pool.warm(confined=policy != NONE)  # torch is imported there while the code is fetched here
+        if on.is_host:
+            pool.warm(confined=policy != NONE)  # torch is imported there while the code is fetched here
         checkout, held = catalog.hold(wanted)
         with ExitStack() as undo:
             if held is not None:
@@ -559,6 +646,8 @@ class Session:
             if returns in ("torchscript", "exported_program"):
                 gate.check(returns)
             _require_trust(gate, policy, checkout)
+            outline = read_outline(checkout.path)
+            prepared = self._prepared(on, checkout, outline, force_reload=wanted.force_reload, verbose=wanted.verbose)
             offline = is_offline(self._offline)
             placement = Placement(policy, _root_of(checkout), self._weights_of(checkout.pin))
             broker = Broker(
@@ -573,7 +662,7 @@ class Session:
             )
             status = checkout.path.stat()
             key = WorkerKey(
-                python=sys.executable,
+                runtime=prepared.runtime,
                 path=str(checkout.path),
                 commit=checkout.commit,
                 place=(status.st_dev, status.st_ino),
@@ -583,11 +672,12 @@ class Session:
                 reference=str(checkout.reference),
                 replica=self._replica,
             )
-            with pool.lease(key, timeout_s) as worker:
-                _check_confinement(worker, gate)
+            with pool.lease(key, timeout_s, lambda worker: _check_confinement(worker, gate)) as worker:
                 if worker.equip(broker):
                     undo.pop_all()  # the worker's, until it ends
-                yield Link(worker, pool, checkout, gate, make_handle, timeout_s, self._max_reply_bytes, wanted.verbose)
+                link = Link(worker, pool, checkout, gate, make_handle, timeout_s, self._max_reply_bytes, wanted.verbose)
+                _open(link, outline, prepared, bound=self._bound(policy))
+                yield link, outline
 
     def _make_restartable(
         self,
@@ -597,6 +687,7 @@ class Session:
         timeout_s: float | None,
         trust_repo: bool | Literal["check"],
         policy: Sandbox | str,
+        on: Environment,
     ) -> None:
         """Have what was built be built again when its worker has died."""
         from isohub.session.recovery import Recovery
@@ -607,8 +698,7 @@ class Session:
 
         @contextmanager
         def again() -> Iterator[tuple[Link, Any]]:
-            with self._lease(wanted, timeout_s, trust_repo, policy) as fresh:
-                _open(fresh, bound=self._bound(policy))
+            with self._lease(wanted, timeout_s, trust_repo, policy, on) as (fresh, _):
                 yield fresh, _built(fresh, recipe)
 
         link.recovery = Recovery(again, built)
@@ -618,13 +708,13 @@ class Session:
         wanted: Wanted,
         timeout_s: float | None,
         trust_repo: bool | Literal["check"],
+        on: Environment | None,
         op: str,
         phase: str,
         *args: Any,
     ) -> Any:
         timeout_s = self._timeout_s if timeout_s is None else checked_timeout(timeout_s)
-        with self._lease(wanted, timeout_s, trust_repo, self._sandbox) as link:
-            _open(link, bound=self._bound(self._sandbox))
+        with self._lease(wanted, timeout_s, trust_repo, self._sandbox, on or self._environment) as (link, _):
             link.ask("import", None, phase="importing hubconf.py")
             return link.ask(op, *args, phase=phase)
 
@@ -633,7 +723,7 @@ def _policy(policy: Sandbox | str, device: Any) -> Sandbox | str:
     """The same, with the GPUs if the model is to be moved to one."""
     if isinstance(policy, str) or device is None or str(device).split(":")[0] == "cpu":
         return policy
-    return replace(policy, gpu=True)
+    return policy if policy.gpu is not False else replace(policy, gpu=True)
 
 
 def _download_hosts(policy: Sandbox | str) -> HostPolicy | None:
@@ -663,7 +753,7 @@ def _require_trust(gate: ProgramGate, policy: Sandbox | str, checkout: Checkout)
 
 
 def _check_confinement(worker: Worker, gate: ProgramGate) -> None:
-    """Raise unless a worker has what its policy requires, before it runs a byte of the repo's code."""
+    """Raise unless a worker has what its policy requires, before it runs a byte of the repo's code or packages."""
     confinement, policy = worker.confinement, worker.placement.policy
     if isinstance(policy, str):
         return
@@ -698,24 +788,24 @@ def _reference(repo: RepoOrDir) -> Reference:
     return replace(repo.reference, ref=repo.commit) if isinstance(repo, Checkout) else parse(repo)
 
 
-def _open(link: Link, *, bound: bool) -> Outline:
+def _open(link: Link, outline: Outline, prepared: Prepared, *, bound: bool) -> None:
     """Everything that can be known before the repo's code runs.
 
     Args:
         link: To the worker.
+        outline: Of the checkout's hubconf.
+        prepared: What it runs on.
         bound: Whether the worker may download by its caller alone.
     """
     checkout = link.checkout
     if checkout.submodules or checkout.lfs_pointers:
         _log.warning("%s", _lacking(checkout))
-    outline = read_outline(checkout.path)
-    dependencies = parse_dependencies(outline.dependencies)
+    dependencies = parse_dependencies(outline.dependencies, prepared.markers)
     names = [dependency.import_name for dependency in dependencies if dependency.import_name is not None]
     not_found: Any = link.ask("open", str(checkout.path), names, bound, phase="looking for its dependencies")
-    lacking = unmet(dependencies, not_found)
+    lacking = unmet(dependencies, not_found, prepared.version)
     if lacking:
-        raise missing_error(lacking, checkout.pin.name, checkout.commit)
-    return outline
+        raise missing_error(lacking, checkout.pin.name, checkout.commit, prepared.name, prepared.version)
 
 
 def _check_keywords(outline: Outline, model: str, own: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ that lacks one of these fails; without the variable it is skipped, with the reas
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -17,6 +18,7 @@ import psutil
 import pytest
 
 import isohub
+from isohub.environments.runtime import Runtime
 
 HUBS = Path(__file__).parent / "hubs"
 #: Variables of the developer's that would change what is tested.
@@ -98,6 +100,16 @@ def require_layers(*layers: str) -> None:
             pytest.fail(f"this machine has no {layer}, and ISOHUB_EXPECT says that it has: {reason}")
         if reason is not None:
             pytest.skip(f"this machine has no {layer}: {reason}")
+
+
+@contextlib.contextmanager
+def all_on(runtime: Runtime) -> Iterator[None]:
+    """Loads within the block are of this runtime, as if it had been built for them."""
+    from isohub.environments import prepare
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "prepare", lambda *_, **__: prepare.Prepared(runtime, "a test's"))
+        yield
 
 
 def open_descriptors() -> int:

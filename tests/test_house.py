@@ -36,6 +36,7 @@ def name_of(path: Path) -> str:
 def test_public_names() -> None:
     assert sorted(isohub.__all__) == [
         "Comparison",
+        "Environment",
         "RemoteModule",
         "RemoteObject",
         "Sandbox",

@@ -30,7 +30,7 @@ from isohub.execution.seats import Seat
 from isohub.repos.reference import parse
 
 if TYPE_CHECKING:
-    from isohub.hub import Session
+    from isohub.hub import On, Session
     from isohub.sandbox.policy import Sandbox
 
 __all__ = ["bisect"]
@@ -57,7 +57,7 @@ def bisect(
     executor: Executor | None = None,
     session: Session | None = None,
     sandbox: Sandbox | Literal["none"] | None = None,
-    environment: Any = None,
+    environment: On | None = None,
     device: Any = None,
     timeout_s: float | None = None,
     trust_repo: bool | Literal["check"] = "check",

@@ -7,37 +7,23 @@ Side: caller. Trust: names, refs and URLs are repos'; `output` escapes them.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from isohub.cli.options import Settings, output_options, pass_settings
 from isohub.cli.output import Block, Cell, Styled, Table
-from isohub.cli.units import read_age, read_size, show_age, show_size
+from isohub.cli.removed import carried_out, dry_run_option, finished, moment, shown_use
+from isohub.cli.units import read_age, read_size, show_size
 
 if TYPE_CHECKING:
     from isohub.repos.inventory import Inventory, StoredCheckout, StoredWeights
-    from isohub.repos.removal import Kept, Plan
     from isohub.repos.verify import Damage
     from isohub.repos.weights_entry import Scope
 
 __all__ = ["cache"]
-
-_F = TypeVar("_F", bound=Callable[..., Any])
-_WORDS = {
-    "asked": "asked for",
-    "old": "not used for so long",
-    "room": "used longest ago",
-    "leftover": "left by a write that ended early",
-    "damaged": "damaged",
-}
-
-
-def _dry_run(command: _F) -> _F:
-    return click.option("-n", "--dry-run", is_flag=True, help="Say what would go, and remove nothing.")(command)
 
 
 @click.group("cache")
@@ -94,13 +80,13 @@ def cache_ls(settings: Settings, /, repo: str | None, only: str | None) -> None:
         blocks.append(f"nothing in {inventory.root}")
     names = [commit_name(each) for each in checkouts]
     names += [str(file.path) for each in weights for file in each.files]
-    _finish(settings, found, blocks, names, missing=chosen.missing)
+    finished(settings, found, blocks, names, missing=chosen.missing)
 
 
 @cache.command("rm")
 @click.argument("repos", nargs=-1, metavar="[REPO[:REF] | REPO@COMMIT | URL | PATH]...")
 @click.option("--all", "everything", is_flag=True, help="Remove all checkouts and weights.")
-@_dry_run
+@dry_run_option
 @output_options
 @pass_settings
 def cache_rm(settings: Settings, /, repos: tuple[str, ...], everything: bool, dry_run: bool) -> None:
@@ -119,7 +105,7 @@ def cache_rm(settings: Settings, /, repos: tuple[str, ...], everything: bool, dr
     chosen = select(inventory, _named(repos))
     files = [file for weights in chosen.weights for file in weights.files]
     plan = plan_removal(inventory, chosen.checkouts, files=files, scopes=chosen.scopes, everything=everything)
-    _carry_out(settings, inventory, plan, dry_run, missing=chosen.missing)
+    carried_out(settings, inventory.root, plan, dry_run, missing=chosen.missing)
 
 
 @cache.command("prune")
@@ -127,7 +113,7 @@ def cache_rm(settings: Settings, /, repos: tuple[str, ...], everything: bool, dr
 @click.option(
     "--older-than", "older_than_s", callback=read_age, metavar="AGE", help="Remove what was not used for, say, 30d."
 )
-@_dry_run
+@dry_run_option
 @output_options
 @pass_settings
 def cache_prune(settings: Settings, /, max_bytes: int | None, older_than_s: float | None, dry_run: bool) -> None:
@@ -136,12 +122,12 @@ def cache_prune(settings: Settings, /, max_bytes: int | None, older_than_s: floa
 
     inventory = _inventory()
     plan = plan_prune(inventory, max_bytes=max_bytes, older_than_s=older_than_s)
-    _carry_out(settings, inventory, plan, dry_run)
+    carried_out(settings, inventory.root, plan, dry_run)
 
 
 @cache.command("verify")
 @click.option("--repair", is_flag=True, help="Remove what is damaged, so that the next load brings it again.")
-@_dry_run
+@dry_run_option
 @output_options
 @pass_settings
 def cache_verify(settings: Settings, /, repair: bool, dry_run: bool) -> None:
@@ -156,7 +142,14 @@ def cache_verify(settings: Settings, /, repair: bool, dry_run: bool) -> None:
     if repair and damages:
         if not (settings.json or settings.quiet):
             settings.output.result({}, *_damage_blocks(damages))
-        _carry_out(settings, inventory, plan_repair(inventory, damages), dry_run, damages=damages)
+        carried_out(
+            settings,
+            inventory.root,
+            plan_repair(inventory, damages),
+            dry_run,
+            more={"damages": [_damage_data(each) for each in damages]},
+            failed=dry_run,
+        )
         return
     found = {"dir": str(inventory.root), "damages": [_damage_data(damage) for damage in damages]}
     blocks = _damage_blocks(damages) if damages else [f"all of {inventory.root} is as it was written"]
@@ -183,64 +176,9 @@ def _named(texts: Sequence[str]) -> Sequence[str]:
     return texts
 
 
-def _carry_out(
-    settings: Settings,
-    inventory: Inventory,
-    plan: Plan,
-    dry_run: bool,
-    *,
-    missing: Sequence[str] = (),
-    damages: Sequence[Damage] = (),
-) -> None:
-    from isohub.repos.removal import carry_out
-
-    done = plan if dry_run else carry_out(inventory.root, plan)
-    found: dict[str, Any] = {
-        "dir": str(inventory.root),
-        "dry_run": dry_run,
-        "bytes": done.bytes,
-        "removed": [
-            {"path": str(each.path), "what": each.what, "name": each.name, "bytes": each.bytes, "why": each.why}
-            for each in done.removals
-        ],
-        "kept": [_kept_data(each) for each in done.kept],
-    }
-    if damages:
-        found["damages"] = [_damage_data(damage) for damage in damages]
-    blocks: list[Block] = []
-    if done.removals:
-        rows = [(each.what, each.name, show_size(each.bytes), _WORDS[each.why]) for each in done.removals]
-        blocks.append(Table(("what", "name", "size", "why"), rows, right=frozenset({2})))
-    if done.kept:
-        stays: list[Sequence[Cell]] = [(each.what, each.name, Styled(each.reason, "yellow")) for each in done.kept]
-        blocks.append(Table(("what stays", "name", "because"), stays))
-    if done.removals or not missing:
-        verb = "would be freed" if dry_run else "freed"
-        blocks.append(f"{show_size(done.bytes)} {verb} in {inventory.root}")
-    paths = [str(each.path) for each in done.removals]
-    _finish(settings, found, blocks, paths, missing=missing, failed=bool(done.kept) or bool(damages and dry_run))
-
-
-def _finish(
-    settings: Settings,
-    found: dict[str, Any],
-    blocks: Sequence[Block],
-    quiet: Sequence[str],
-    *,
-    missing: Sequence[str],
-    failed: bool = False,
-) -> None:
-    """Print, and end with status 1 if something was not there or stays."""
-    found["missing"] = list(missing)
-    settings.output.result(found, *blocks, *(f"{text} is not in the cache" for text in missing), quiet=quiet)
-    if missing or failed:
-        click.get_current_context().exit(1)
-
-
 def _checkout_table(checkouts: Sequence[StoredCheckout]) -> Table:
     from isohub.repos.selection import repo_name
 
-    now = time.time()
     rows: list[Sequence[Cell]] = [
         (
             repo_name(each.scope, each.url),
@@ -248,7 +186,7 @@ def _checkout_table(checkouts: Sequence[StoredCheckout]) -> Table:
             ", ".join(ref or "HEAD" for ref in each.refs),
             str(each.files),
             show_size(each.bytes),
-            Styled("in use", "yellow") if each.in_use else _ago(now - each.used),
+            Styled("in use", "yellow") if each.in_use else shown_use(each.used),
         )
         for each in checkouts
     ]
@@ -258,7 +196,6 @@ def _checkout_table(checkouts: Sequence[StoredCheckout]) -> Table:
 def _weights_table(weights: Sequence[StoredWeights], urls: Mapping[Scope, str]) -> Table:
     from isohub.repos.selection import repo_name
 
-    now = time.time()
     rows: list[Sequence[Cell]] = []
     for each in weights:
         for number, file in enumerate(each.files):
@@ -269,7 +206,7 @@ def _weights_table(weights: Sequence[StoredWeights], urls: Mapping[Scope, str]) 
                     repo_name(file.scope, urls.get(file.scope)),
                     file.sha256[:10],
                     "same file" if number else show_size(each.bytes),
-                    Styled("in use", "yellow") if in_use else _ago(now - each.used),
+                    Styled("in use", "yellow") if in_use else shown_use(each.used),
                 )
             )
     return Table(("weights", "of", "sha256", "size", "used"), rows, right=frozenset({3}))
@@ -300,7 +237,7 @@ def _checkout_data(checkout: StoredCheckout) -> dict[str, Any]:
         "bytes": checkout.bytes,
         "files": checkout.files,
         "created": checkout.created,
-        "used": _moment(checkout.used),
+        "used": moment(checkout.used),
         "in_use": checkout.in_use,
     }
 
@@ -311,7 +248,7 @@ def _weights_data(weights: StoredWeights, urls: Mapping[Scope, str]) -> dict[str
     return {
         "sha256": weights.sha256,
         "bytes": weights.bytes,
-        "used": _moment(weights.used),
+        "used": moment(weights.used),
         "in_use": bool(weights.in_use),
         "files": [
             {
@@ -325,10 +262,6 @@ def _weights_data(weights: StoredWeights, urls: Mapping[Scope, str]) -> dict[str
     }
 
 
-def _kept_data(kept: Kept) -> dict[str, Any]:
-    return {"path": str(kept.path), "what": kept.what, "name": kept.name, "reason": kept.reason}
-
-
 def _damage_data(damage: Damage) -> dict[str, Any]:
     return {
         "path": str(damage.path),
@@ -337,15 +270,6 @@ def _damage_data(damage: Damage) -> dict[str, Any]:
         "got": damage.got,
         "likely": [str(path) for path in damage.likely],
     }
-
-
-def _moment(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
-
-
-def _ago(seconds: float) -> str:
-    age = show_age(seconds)
-    return age if age == "now" else f"{age} ago"
 
 
 def _count(number: int, noun: str) -> str:

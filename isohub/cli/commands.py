@@ -14,6 +14,7 @@ import click
 
 from isohub.cli.options import (
     Settings,
+    environment_options,
     opened,
     output_options,
     pass_settings,
@@ -37,6 +38,7 @@ _PARALLEL = 4
 @click.argument("repo")
 @repo_options
 @sandbox_options
+@environment_options
 @timeout_option
 @output_options
 @pass_settings
@@ -54,6 +56,7 @@ def list_(settings: Settings, /, repo: str, timeout_s: float | None, **options: 
 @click.argument("model")
 @repo_options
 @sandbox_options
+@environment_options
 @timeout_option
 @output_options
 @pass_settings

@@ -17,6 +17,7 @@ import click
 from isohub.cli.inputs import make_inputs, parse_input, parse_keywords, parse_value
 from isohub.cli.options import (
     Settings,
+    environment_options,
     opened,
     output_options,
     pass_settings,
@@ -90,6 +91,7 @@ def _tolerance(ctx: click.Context, parameter: click.Parameter, value: float | No
 @click.option("--markdown", is_flag=True, help="Print Markdown, for a comment on a pull request.")
 @repo_options
 @sandbox_options
+@environment_options
 @timeout_option
 @output_options
 @pass_settings

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -16,7 +17,16 @@ from isohub.cli.output import Output
 if TYPE_CHECKING:
     from isohub.hub import Session
 
-__all__ = ["Settings", "opened", "output_options", "pass_settings", "repo_options", "sandbox_options", "timeout_option"]
+__all__ = [
+    "Settings",
+    "environment_options",
+    "opened",
+    "output_options",
+    "pass_settings",
+    "repo_options",
+    "sandbox_options",
+    "timeout_option",
+]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -132,6 +142,46 @@ def sandbox_options(command: _F) -> _F:
     return command
 
 
+def environment_options(command: _F) -> _F:
+    """What a repo runs on: the fields of `isohub.Environment`."""
+    for option in (
+        click.option("--allow-build", is_flag=True, help="Also build packages that are there as source only."),
+        click.option("--extra", "extras", multiple=True, metavar="NAME", help="An optional part of the project."),
+        click.option("--override", "overrides", multiple=True, metavar="REQ", help="In place of what is asked for."),
+        click.option("--with", "requirements", multiple=True, metavar="REQ", help="Install this, not what REPO says."),
+        click.option("--python", metavar="VERSION", help="Another Python, such as 3.9, with packages of its own."),
+        click.option(
+            "--environment",
+            metavar="host|auto|FILE",
+            help="This Python's packages; these, and what REPO needs beyond; or those of a requirements file.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _environment(options: dict[str, Any]) -> Any:
+    """The environment that `environment_options` gave; they are taken out of the options."""
+    from isohub.environments.environment import Environment
+
+    if "allow_build" not in options:
+        return None
+    base, requirements = options.pop("environment"), options.pop("requirements") or None
+    fields = {name: options.pop(name) for name in ("python", "overrides", "extras", "allow_build")}
+    if base is not None and base not in ("host", "auto"):
+        if requirements is not None:
+            raise click.UsageError("--environment FILE and --with both say what to install; say one of them")
+        base, requirements = None, Path(base)
+    if base is None and requirements is None and fields["python"] is None:
+        if any(fields.values()):
+            raise click.UsageError("of which environment? say --environment auto, or --python VERSION")
+        return None
+    try:
+        return Environment(base, requirements=requirements, **fields)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
 def _sandbox(options: dict[str, Any]) -> Any:
     """The policy that `sandbox_options` gave; they are taken out of the options."""
     from isohub.sandbox.policy import Sandbox
@@ -147,7 +197,7 @@ def _sandbox(options: dict[str, Any]) -> Any:
 
 
 def opened(options: dict[str, Any], **more: Any) -> Session:
-    """A session with the rules that `repo_options` and `sandbox_options` gave; they are taken out of the options.
+    """A session with the rules that the options above gave; they are taken out of the options.
 
     Args:
         options: What they gave; what is left is for `Session.fetch`.
@@ -158,6 +208,7 @@ def opened(options: dict[str, Any], **more: Any) -> Session:
     frozen, lockfile = options.pop("frozen"), options.pop("lockfile")
     return Session(
         sandbox=_sandbox(options),
+        environment=_environment(options),
         offline=options.pop("offline") or None,
         lockfile=lockfile or (_LOCKFILE if frozen else None),
         frozen=frozen,

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ps"]
 
-_COLUMNS = ("worker", "pid", "session", "age", "calls", "cpu", "memory", "state", "confinement")
+_COLUMNS = ("worker", "pid", "session", "age", "calls", "cpu", "memory", "state", "confinement", "runs on")
+
+#: Of an environment's key, as of a commit.
+_SHOWN_OF_KEY = 12
 
 
 @click.command("ps")
@@ -53,6 +56,7 @@ def _row(worker: WorkerInfo) -> tuple[str, ...]:
         _memory(worker),
         f"{worker.doing or 'idle'} {_age(worker.state_s)}",
         f"without {', '.join(missing)}" if missing else "full",
+        f"{worker.environment[:_SHOWN_OF_KEY]}, Python {worker.python}, torch {worker.torch}",
     )
 
 

@@ -13,6 +13,7 @@ import click
 from isohub.cli.inputs import make_inputs, parse_input, parse_keywords, parse_value
 from isohub.cli.options import (
     Settings,
+    environment_options,
     opened,
     output_options,
     pass_settings,
@@ -53,6 +54,7 @@ Without --input and --method the model is built and not called.
 @click.option("--seed", type=click.IntRange(0), metavar="N", help="Seeds the worker and the random inputs.")
 @repo_options
 @sandbox_options
+@environment_options
 @timeout_option
 @output_options
 @pass_settings

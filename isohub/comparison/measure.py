@@ -43,6 +43,7 @@ __all__ = ["compare"]
 # How often a model is asked the same, if the second answer was not the first.
 _CONTROLS = 4
 _SHOWN_CHARS = 200
+_FETCH = frozenset({"force_reload", "lfs", "skip_validation", "source", "submodules", "verbose"})
 
 
 def compare(
@@ -105,6 +106,9 @@ def compare(
     """
     repos = _checked_repos(repos)
     check_name(model)
+    unknown = sorted(fetch.keys() - _FETCH)
+    if unknown:
+        raise TypeError(f"compare() got an unexpected keyword argument {unknown[0]!r}")
     seed = checked_seed(seed)
     atol, rtol = _checked_tolerance(tolerance)
     options = {
@@ -235,8 +239,10 @@ def _asked(
             count += 1
             if not any(subject.callable for subject in subjects):
                 break
+        if first is None:
+            raise ValueError("the inputs are a data set without items: nothing would be compared")
     else:
-        values = [subject.values for subject in subjects]
+        values = [subject.given() for subject in subjects]
         for number, value in enumerate(values[1:]):
             if values[0] is not None and value is not None:
                 pairs[number].add(values[0], value)

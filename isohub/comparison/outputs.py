@@ -31,7 +31,7 @@ __all__ = ["NOISE_FACTOR", "LeafDifference", "Noise", "OutputPair"]
 NOISE_FACTOR = 2.0
 
 Change = Literal["missing", "added", "kind", "shape", "dtype", "value", "values"]
-Verdict = Literal["same", "tolerated", "noise", "changed"]
+Verdict = Literal["same", "opaque", "tolerated", "noise", "changed"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class LeafDifference:
         expected: What was there at the base: dtype and shape, or a plain value; None if nothing was.
         got: The same of the other.
         change: How they differ, if they do; the first way in the order of `Change`.
-        verdict: "same"; "tolerated" by the tolerance; "noise", no more than either shows against itself; "changed".
+        verdict: "same"; "opaque", objects of one class, which stay in their workers and are not compared; "tolerated",
+            within the tolerance; "noise", no more than either shows against itself; "changed".
         measures: Of tensors, arrays and numbers of one shape; None for others.
         noise: The largest difference that either of the two shows against itself.
     """
@@ -82,6 +83,7 @@ class _Place:
     got: str | None = None
     change: Change | None = None
     compared: bool = False
+    opaque: bool = False
 
     def note(self, change: Change, expected: str | None, got: str | None) -> None:
         if self.change is None:
@@ -137,6 +139,7 @@ def _add(place: _Place, first: Leaf, second: Leaf) -> None:
         if not _equal(first.value, second.value):
             shown = forms if first.kind in ("container", "object") else (first.shown, second.shown)
             place.note("value", *shown)
+        place.opaque = first.kind == "object"
     elif first.tensor.shape != second.tensor.shape:
         place.note("shape", *forms)
     else:
@@ -152,7 +155,7 @@ def _judged(path: str, place: _Place, noises: tuple[Mapping[str, Noise], ...]) -
     noise = max((each.max_abs for each in known), default=0.0)
     measures = place.tally.result() if place.compared else None
     change = place.change
-    verdict: Verdict = "same"
+    verdict: Verdict = "opaque" if place.opaque else "same"
     if change is not None:
         verdict = "noise" if any(each.unstable for each in known) else "changed"
     elif measures is not None and measures.differing:

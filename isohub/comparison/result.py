@@ -46,12 +46,14 @@ class Failure:
         type: Name of the error's class; of an exception of the repo's, that one's.
         message: What it says, at most some hundred characters.
         hint: What helps, or None.
+        traceback: The end of the repo's own, for an exception of its code; else None.
     """
 
     phase: Phase
     type: str
     message: str
     hint: str | None = None
+    traceback: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class RefResult:
         name: ``repo@1a2b3c4``; None if it could not be fetched.
         commit: The whole commit; None likewise.
         failure: Why it was not asked to the end, or None.
+        environment: What it ran on: "host", or the key of an environment; None if it was not built.
         class_name: Of what the entrypoint gave.
         parameters: Numbers in its parameters; None for what is no module.
         state_bytes: Of its state; None likewise.
@@ -83,6 +86,7 @@ class RefResult:
     name: str | None = None
     commit: str | None = None
     failure: Failure | None = None
+    environment: str | None = None
     class_name: str | None = None
     parameters: int | None = None
     state_bytes: int | None = None
@@ -138,7 +142,7 @@ class Difference:
     def worst(self) -> LeafDifference | None:
         """The place that differs most: what changed first, then by the largest difference."""
         order = ("changed", "tolerated", "noise")
-        differing = [leaf for leaf in self.outputs or () if leaf.verdict != "same"]
+        differing = [leaf for leaf in self.outputs or () if leaf.verdict in order]
         return min(differing, key=lambda leaf: (order.index(leaf.verdict), -leaf.max_abs), default=None)
 
 

@@ -88,7 +88,7 @@ class StateDifference:
     Attributes:
         expected: Entries of the base's.
         got: Entries of the other's.
-        equal: How many are equal to the bit, in name, dtype, shape and values.
+        equal: How many are equal in name, dtype, shape and every value.
         missing: Entries that the base alone has.
         added: Entries that the other alone has.
         renamed: Names of entries whose content is the same: before, after.
@@ -187,7 +187,7 @@ class _Pair:
     """One other state, while it is compared."""
 
     state: State
-    common: list[str]
+    common: frozenset[str]  # names of the same shape in both
     missing: dict[str, str] = field(default_factory=dict)  # name: digest, "" where there is none
     added: dict[str, str] = field(default_factory=dict)
     changed: list[EntryChange] = field(default_factory=list)
@@ -225,7 +225,7 @@ def compare_states(
         digests = {name: _digest(expected[name]) for name in names if any(name in p.missing for p in pairs.values())}
         for number, pair in [*pairs.items()]:
             pair.missing.update({name: digests[name] for name in names if name in pair.missing})
-            shared = [name for name in names if name in pair.state.entries and name in pair.common]
+            shared = [name for name in names if name in pair.common]
             got = attempt(pair.state, shared) if shared else {}
             if got is None:
                 del pairs[number]
@@ -246,12 +246,13 @@ def compare_states(
 
 
 def _pair(base: State, state: State) -> _Pair:
-    common = [
+    common = frozenset(
         name
         for name, entry in base.entries.items()
-        if name in state.entries and state.entries[name].shape == entry.shape
+        if name in state.entries
+        and state.entries[name].shape == entry.shape
         and (state.entries[name].dtype is None) == (entry.dtype is None)
-    ]  # fmt: skip
+    )
     pair = _Pair(state, common)
     pair.missing = dict.fromkeys((name for name in base.entries if name not in state.entries), "")
     pair.added = dict.fromkeys((name for name in state.entries if name not in base.entries), "")
@@ -260,7 +261,7 @@ def _pair(base: State, state: State) -> _Pair:
 
 def _needs(pair: _Pair, name: str) -> bool:
     """Whether the base's values of that name are compared with something, or hashed."""
-    return name in pair.state.entries or bool(pair.added)
+    return name in pair.common or (name in pair.missing and bool(pair.added))
 
 
 def _parts(state: State, names: Sequence[str]) -> Iterator[list[str]]:
@@ -291,7 +292,7 @@ def _part(state: State, names: Sequence[str]) -> dict[str, Any]:
             is_tensor and (tuple(value.shape) != entry.shape or str(value.dtype) != f"torch.{entry.dtype}")
         ):
             raise state.remote.refuse("a part of a state", _PHASE)
-    return values
+    return {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
 
 
 def _compare(pair: _Pair, name: str, expected: Any, got: Any) -> None:

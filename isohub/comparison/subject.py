@@ -59,6 +59,7 @@ _CALLERS_OWN = (
     ValueNotTransferableError,
 )
 _MESSAGE_CHARS = 600
+_TRACEBACK_CHARS = 4000
 _MOST_THREADS = 1 << 16
 # Of one answer. A detector's hundred boxes with their fields are hundreds; each place has figures of its own.
 _MOST_PLACES = 20_000
@@ -116,6 +117,7 @@ class Subject:
     threads: int = 0
     _remote: Remote | None = None
     _class_name: str | None = None
+    _environment: str | None = None
 
     def fetch(self, session: Session) -> None:
         """Bring its code."""
@@ -171,6 +173,7 @@ class Subject:
             worker = self._remote.worker
             self.build_s = max(0.0, worker.used - worker.asked)  # its last question was the build
         self._class_name = self._remote.class_name
+        self._environment = self._remote.worker.runtime.key
         if self.recipe.training is not None and modules:
             handle.train(self.recipe.training)
 
@@ -191,16 +194,18 @@ class Subject:
         if isinstance(error, _CALLERS_OWN):
             raise error
         self.note_memory()
-        kind, message, hint = type(error).__name__, str(error), None
+        kind, message, hint, trace = type(error).__name__, str(error), None, None
         if isinstance(error, IsohubError):
             message, hint = error.message, error.hint
         if isinstance(error, RemoteError):
             kind, message = error.remote_type or kind, error.remote_message or message
+            trace = error.remote_traceback
         self.failure = Failure(
             phase,
             printable(kind, limit_chars=200, newlines=False),
             printable(message, limit_chars=_MESSAGE_CHARS),
             None if hint is None else printable(hint, limit_chars=_MESSAGE_CHARS),
+            None if trace is None else printable(trace[-_TRACEBACK_CHARS:]),
         )
 
     def refuse(self) -> None:
@@ -214,12 +219,17 @@ class Subject:
         """Whether it can be asked."""
         return self.failure is None and self._remote is not None
 
-    @property
-    def values(self) -> Mapping[str, Leaf] | None:
-        """What the entrypoint gave, for one that gave values and no model."""
+    def given(self) -> Mapping[str, Leaf] | None:
+        """What the entrypoint gave, of one that gave values and no model."""
         if self.failure is not None or self.checkout is None or self._remote is not None:
             return None
-        return _leaves(self.built, "built")
+        try:
+            leaves = _leaves(self.built, "built")
+        except IsohubError as error:
+            self.fail("load", error)
+            return None
+        self.outputs = _forms(leaves)
+        return leaves
 
     def answer(self, call: Call) -> Mapping[str, Leaf] | None:
         """The leaves of its answer to one call; None if it has failed."""
@@ -324,10 +334,11 @@ class Subject:
             name=None if self.checkout is None else printable(self.checkout.pin.name, newlines=False),
             commit=None if self.checkout is None else self.checkout.commit,
             failure=self.failure,
+            environment=self._environment,
             class_name=self._class_name,
             parameters=None if self.structure is None else self.structure.parameters,
             state_bytes=None if self.state is None else self.state.size_bytes,
-            outputs=self.outputs or _forms(self.values or {}),
+            outputs=self.outputs,
             deterministic=not self.noisy if self.asked_twice else None,
             noise=noise,
             unstable=tuple(path for path, each in self.noise.items() if each.unstable),
@@ -341,7 +352,12 @@ class Subject:
 
 
 def _leaves(value: Any, root: str) -> dict[str, Leaf]:
-    leaves = {leaf.path: leaf for leaf in itertools.islice(leaves_of(value, root), _MOST_PLACES + 1)}
+    leaves: dict[str, Leaf] = {}
+    for leaf in itertools.islice(leaves_of(value, root), _MOST_PLACES + 1):
+        path = leaf.path
+        while path in leaves:  # two long keys that are cut to the same
+            path += "'"
+        leaves[path] = leaf
     if len(leaves) > _MOST_PLACES:
         raise IsohubError(
             f"the answer has more than {_MOST_PLACES:,} places, each of which would be compared by itself",

@@ -38,6 +38,8 @@ _LEAST_RATIO = 1.05
 _AGREEING = 0.9
 # With a wider middle half, relative to the median, the machine was busy with something else.
 _UNSTEADY = 0.3
+# That far apart the middle halves have to be then.
+_FAR = 2.0
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,10 @@ class Timing:
     def ratio(self, other: Timing) -> float | None:
         """How many times the time of this one the other takes; None where that cannot be told from their spread."""
         rounds = list(zip(self.samples_s, other.samples_s, strict=False))
-        if not (self.steady and other.steady) or len(rounds) < _LEAST_RUNS:
+        needed = 1.0 if self.steady and other.steady else _FAR
+        if len(rounds) < _LEAST_RUNS:
             return None
-        apart = other.lower_s > self.upper_s or other.upper_s < self.lower_s
+        apart = other.lower_s > needed * self.upper_s or needed * other.upper_s < self.lower_s
         slower = sum(theirs > own for own, theirs in rounds) / len(rounds)
         ratio = other.median_s / self.median_s if self.median_s > 0 else None
         if not apart or ratio is None or 1 / _LEAST_RATIO < ratio < _LEAST_RATIO:

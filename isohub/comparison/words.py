@@ -36,7 +36,7 @@ def blocks_of(comparison: Comparison) -> list[Block]:
     """The report."""
     blocks: list[Block] = [Line(_verdict(comparison), "bad" if comparison.changed else "good")]
     rows = [
-        (letter(number), Named(ref.reference), Named(ref.name or "not fetched"), "base" if number == 0 else "")
+        (letter(number), Named(ref.reference), Named(ref.name or "not fetched"), _notes(number, ref))
         for number, ref in enumerate(comparison.refs)
     ]
     blocks.append(Table(("", "ref", "commit", ""), rows))
@@ -49,6 +49,13 @@ def blocks_of(comparison: Comparison) -> list[Block]:
         if parts:
             blocks += [Heading(f"{letter(number)} against A"), *parts]
     return blocks
+
+
+def _notes(number: int, ref: RefResult) -> str:
+    notes = ["base"] if number == 0 else []
+    if ref.environment not in (None, "host"):
+        notes.append(f"environment {ref.environment[:12]}")
+    return ", ".join(notes)
 
 
 def _verdict(comparison: Comparison) -> list[Words]:
@@ -79,13 +86,16 @@ def _verdict_on(difference: Difference) -> list[Words]:
         beyond = (
             f" beyond the tolerance: max abs {figure}" if worst.verdict == "tolerated" else f" beyond noise of {figure}"
         )
+    opaque = next((leaf for leaf in difference.outputs or () if leaf.verdict == "opaque"), None)
+    if opaque is not None:
+        found.append(["not compared: ", Named(opaque.path), " stays in its worker"])
     if difference.state is not None and difference.state.any:
         found.append([f"state changed: {_state_counts(difference.state)}"])
     if difference.modules is not None and difference.modules.any:
         found.append([f"modules changed: {_modules_counts(difference.modules)}"])
     if not found:
         found.append([f"no change{beyond}"])
-    elif worst is None and difference.outputs:
+    elif worst is None and difference.outputs and opaque is None:
         found.insert(0, ["outputs equal"])
     elif beyond:
         found.insert(0, [f"outputs not changed{beyond}"])
@@ -169,6 +179,9 @@ def _asked(comparison: Comparison) -> list[Words]:
 def _troubles(name: str, ref: RefResult) -> Iterator[Block]:
     if ref.failure is not None:
         yield Line([f"{name} failed ({ref.failure.phase}): ", Named(f"{ref.failure.type}: {ref.failure.message}")])
+        frames = [line.strip() for line in (ref.failure.traceback or "").splitlines() if line.startswith("  File ")]
+        if frames:
+            yield Line(["  in ", Named(frames[-1])])
         if ref.failure.hint:
             yield Line(["hint: ", Named(ref.failure.hint)])
     if ref.unstable:
@@ -193,7 +206,7 @@ def _difference(name: str, difference: Difference) -> Iterator[Block]:
 
 
 def _outputs(name: str, leaves: Sequence[LeafDifference]) -> Iterator[Block]:
-    order = ("changed", "tolerated", "noise", "same")
+    order = ("changed", "opaque", "tolerated", "noise", "same")
     measured = [leaf for leaf in leaves if leaf.verdict != "same" or leaf.measures is not None]
     ranked = sorted(measured, key=lambda leaf: (order.index(leaf.verdict), -leaf.max_abs))
     shown = ranked[:_PLACES]

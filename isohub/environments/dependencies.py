@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 from isohub.errors import MissingDependenciesError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from packaging.markers import Marker
     from packaging.requirements import Requirement
 
-__all__ = ["Dependency", "missing_error", "parse_dependencies", "unmet"]
+__all__ = ["Dependency", "holds", "installed_version", "missing_error", "parse_dependencies", "unmet"]
 
 # Import names whose distribution is called otherwise. Where pip's name differs only in `-` and `_`
 # or in case, pip finds it by itself.
@@ -70,6 +70,16 @@ _IMPORT_OF: dict[str, str] = {_canonical(distribution): name for name, distribut
 _IMPORT_OF.update({"opencv-python-headless": "cv2", "opencv-contrib-python": "cv2", "faiss-gpu": "faiss"})
 
 
+def installed_version(name: str) -> str | None:
+    """The version that this interpreter has of a distribution, or None."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
 @dataclass(frozen=True)
 class Dependency:
     """One entry of ``dependencies``.
@@ -90,28 +100,29 @@ class Dependency:
         return printable(self.text, limit_chars=200, newlines=False)
 
 
-def parse_dependencies(names: Sequence[str]) -> tuple[Dependency, ...]:
+def parse_dependencies(names: Sequence[str], markers: Mapping[str, str] | None = None) -> tuple[Dependency, ...]:
     """Reads the entries of ``dependencies``.
 
     Args:
         names: Entries as `isohub.repos.outline` gives them. Trust: repo.
+        markers: What environment markers are about: the interpreter that the repo will run on; None is this one.
 
     Returns:
         One for each entry, in order, without repetitions. An entry with an environment marker that
-        does not hold here (``; python_version < "3.7"``) is left out, since nobody needs it.
+        does not hold there (``; python_version < "3.7"``) is left out, since nobody needs it.
     """
-    parsed = (_parse(text) for text in dict.fromkeys(names))
+    parsed = (_parse(text, markers or {}) for text in dict.fromkeys(names))
     return tuple(dependency for dependency in parsed if dependency is not None)
 
 
-def _parse(text: str) -> Dependency | None:
+def _parse(text: str, markers: Mapping[str, str]) -> Dependency | None:
     stripped = text.strip()
     if all(part.isidentifier() for part in stripped.split(".")):
         return _from_import_name(text, stripped)
     requirement = _requirement(stripped)
     if requirement is None:
         return Dependency(text, import_name=None, requirement=None)
-    if requirement.marker is not None and not _holds_here(requirement.marker):
+    if requirement.marker is not None and not holds(requirement.marker, markers):
         return None
     import_name = _IMPORT_OF.get(_canonical(requirement.name)) or requirement.name.replace("-", "_")
     top = import_name.split(".")[0]
@@ -133,11 +144,17 @@ def _requirement(text: str) -> Requirement | None:
         return None
 
 
-def _holds_here(marker: Marker) -> bool:
+def holds(marker: Marker, markers: Mapping[str, str]) -> bool:
+    """Whether an environment marker holds.
+
+    Args:
+        marker: Trust: repo.
+        markers: Of the interpreter, as `Interpreter.markers`; what is not there is this interpreter's.
+    """
     from packaging.markers import UndefinedComparison, UndefinedEnvironmentName
 
     try:
-        return marker.evaluate()
+        return marker.evaluate({**markers, "extra": markers.get("extra", "")})
     except (UndefinedComparison, UndefinedEnvironmentName):
         return True  # what cannot be told is asked for
 
@@ -162,17 +179,22 @@ def _is_requirement(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", name) is not None
 
 
-def unmet(dependencies: Sequence[Dependency], not_found: Collection[str]) -> tuple[Dependency, ...]:
+def unmet(
+    dependencies: Sequence[Dependency],
+    not_found: Collection[str],
+    installed: Callable[[str], str | None] = installed_version,
+) -> tuple[Dependency, ...]:
     """Those that are not there, are there in a version that was not asked for, or are no names at all.
 
     Args:
         dependencies: What `parse_dependencies` gave. Trust: repo.
         not_found: Import names that the worker cannot find. It looks there, since its path is not the caller's.
+        installed: Callable[[str], str | None] of what its environment has; this interpreter's unless given.
     """
-    return tuple(dependency for dependency in dependencies if not _is_met(dependency, not_found))
+    return tuple(dependency for dependency in dependencies if not _is_met(dependency, not_found, installed))
 
 
-def _is_met(dependency: Dependency, not_found: Collection[str]) -> bool:
+def _is_met(dependency: Dependency, not_found: Collection[str], installed: Callable[[str], str | None]) -> bool:
     if dependency.import_name is None or dependency.import_name in not_found:
         return False
     if dependency.requirement is None:
@@ -180,50 +202,56 @@ def _is_met(dependency: Dependency, not_found: Collection[str]) -> bool:
     if _is_requirement(dependency.requirement):
         return True  # a name, and any version
     requirement = _requirement(dependency.requirement)
-    version = None if requirement is None else _installed_version(requirement.name)
+    version = None if requirement is None else installed(requirement.name)
     # Importable, and under another distribution's name: its version is not known.
     return requirement is None or version is None or requirement.specifier.contains(version, prereleases=True)
 
 
-def _installed_version(name: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def missing_error(missing: Sequence[Dependency], reference: str, commit: str) -> MissingDependenciesError:
+def missing_error(
+    missing: Sequence[Dependency],
+    reference: str,
+    commit: str,
+    environment: str = "host",
+    installed: Callable[[str], str | None] = installed_version,
+) -> MissingDependenciesError:
     """The error that names all missing dependencies at once and gives the line that installs them.
 
     Args:
         missing: At least one. Trust: repo.
         reference: What the user wrote. Trust: caller.
         commit: Full commit, or what stands for it in a plain directory.
+        environment: `Environment.name` of what it was to run on; with "host" the hint is pip's line.
+        installed: Versions of what that has.
     """
     named = [dependency for dependency in missing if dependency.import_name is not None]
     unnamed = [dependency for dependency in missing if dependency.import_name is None]
     parts = []
     if named:
-        parts.append(f"needs packages that are not installed: {', '.join(map(_described, named))}")
+        where = "not installed" if environment == "host" else f"not in its environment ({environment})"
+        parts.append(f"needs packages that are {where}: {', '.join(_described(each, installed) for each in named)}")
     if unnamed:
         entries = ", ".join(repr(str(dependency)) for dependency in unnamed)
         parts.append(f"declares dependencies that are no package names: {entries}")
     requirements = dict.fromkeys(dependency.requirement for dependency in named if dependency.requirement)
     command = shlex.join(["python", "-m", "pip", "install", *requirements]) if requirements else None
+    hint = command
+    if environment != "host":
+        listed = ", ".join(repr(each) for each in requirements)
+        command, hint = None, f"add them to what you ask for: requirements=[..., {listed}]" if requirements else None
     return MissingDependenciesError(
         f"hubconf of {reference} at {commit} {'; it also '.join(parts)}",
-        hint=command,
+        hint=hint,
         command=command,
         missing=tuple(str(dependency) for dependency in missing),
     )
 
 
-def _described(dependency: Dependency) -> str:
+def _described(dependency: Dependency, installed: Callable[[str], str | None]) -> str:
     text = str(dependency)
     if dependency.requirement is None:
         return f"{text} (not from a package index)"
     requirement = _requirement(dependency.requirement)
-    installed = None if requirement is None else _installed_version(requirement.name)
-    return text if installed is None else f"{text} ({installed} is installed)"
+    version = None if requirement is None else installed(requirement.name)
+    if requirement is None or version is None:
+        return text
+    return f"{requirement.name} (have {version}, want {requirement.specifier})" if requirement.specifier else text

@@ -28,7 +28,7 @@ from isohub.repos.pins import Checkout
 if TYPE_CHECKING:
     from isohub.evaluation.batches import Batches, Weight
     from isohub.evaluation.table import Evaluation
-    from isohub.hub import RepoOrDir, Session
+    from isohub.hub import On, RepoOrDir, Session
     from isohub.sandbox.policy import Sandbox
 
 __all__ = ["Progress", "evaluate"]
@@ -58,7 +58,7 @@ def evaluate(
     executor: Executor | None = None,
     session: Session | None = None,
     sandbox: Sandbox | Literal["none"] | None = None,
-    environment: Any = None,
+    environment: On | None = None,
     device: Any = None,
     timeout_s: float | None = None,
     trust_repo: bool | Literal["check"] = "check",

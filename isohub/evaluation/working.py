@@ -128,9 +128,17 @@ def evaluate_batch(
 
 
 def _evaluator(seated: Seated, function: Function, threads: int | None) -> Any:
+    from isohub.session.versions import takes_code
+
     remote = next(seated.remotes(), None)
     if remote is None:
         raise TypeError(f"the entrypoint gave a {type(seated.built).__name__}, which is no model")
+    python = remote.worker.versions.python
+    if not takes_code(remote.worker.versions):
+        raise ValueNotTransferableError(
+            f"fn is code of this Python, which that of {remote.worker.name}, {python}, does not read",
+            hint="evaluate refs on the Python of this process; isohub.compare and handles take any",
+        )
     settings = {"seed": function.seed, "threads": threads, "training": function.training}
     return remote.ask("evaluator", seated.built, function.code, settings, phase="taking the function in")
 

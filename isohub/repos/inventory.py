@@ -39,8 +39,11 @@ __all__ = [
     "claim_file",
     "decode_component",
     "is_locked",
+    "is_used",
+    "not_later_than_now",
     "partial_key",
     "subdirectories",
+    "usage",
 ]
 
 #: Names of checkouts: a commit and its extras, as `checkout_dir` writes them.
@@ -168,11 +171,11 @@ class Inventory:
                             reference=checkout.reference,
                             url=checkout.url,
                             path=place,
-                            bytes=_usage(place),
+                            bytes=usage(place),
                             files=checkout.files,
                             created=checkout.created,
-                            used=_not_later_than_now(used),
-                            in_use=_is_used(place),
+                            used=not_later_than_now(used),
+                            in_use=is_used(place),
                         )
                     )
         return sorted(found, key=lambda checkout: (checkout.scope, checkout.commit, checkout.extras))
@@ -196,9 +199,9 @@ class Inventory:
                         sha256=sha256,
                         blob=blob,
                         files=tuple(sorted(files, key=lambda file: (file.url, file.scope, file.key))),
-                        bytes=_usage(blob, *(file.path for file in files)),
-                        used=_not_later_than_now(max(_mtime(file.path.parent) for file in files)),
-                        in_use=frozenset(scope for scope in scopes if _is_used(weights_dir(self.root, scope))),
+                        bytes=usage(blob, *(file.path for file in files)),
+                        used=not_later_than_now(max(_mtime(file.path.parent) for file in files)),
+                        in_use=frozenset(scope for scope in scopes if is_used(weights_dir(self.root, scope))),
                     )
                 )
         return sorted(found, key=lambda weights: weights.files[0].url)
@@ -211,7 +214,7 @@ class Inventory:
         """
         with disk_errors(self.root, "its leftovers"):
             found = [*self._of_checkouts(), *self._of_entries(), *self._of_blobs(), *self._of_partial()]
-            found += [Leftover(path, "file", _usage(path), False) for path in self.root.glob(".trust.json.*")]
+            found += [Leftover(path, "file", usage(path), False) for path in self.root.glob(".trust.json.*")]
         return sorted(found, key=lambda leftover: (leftover.what == "blob", leftover.path))
 
     def repositories(self) -> Iterator[tuple[Scope, Path]]:
@@ -228,14 +231,14 @@ class Inventory:
             for path in _entries(directory):
                 what = "staging" if path.name.startswith(".staging-") else "trash"
                 if path.name.startswith(f".{REFS_RECORD}-"):
-                    yield Leftover(path, "file", _usage(path), is_locked(directory / ".refs.lock"))
+                    yield Leftover(path, "file", usage(path), is_locked(directory / ".refs.lock"))
                     continue
                 if not path.name.startswith((".staging-", ".trash-")):
                     if not CHECKOUT_NAME.fullmatch(path.name) or read_record(path / CHECKOUT_RECORD, CheckoutRecord):
                         continue
                     what = "broken"
                 live = is_locked(directory / ".lock") if live is None else live
-                yield Leftover(path, what, _usage(path), live, _is_directory(path) and _is_used(path))
+                yield Leftover(path, what, usage(path), live, _is_directory(path) and is_used(path))
 
     def _of_entries(self) -> Iterator[Leftover]:
         known = {entry.place(self.root) for entry in read_entries(self.root)}
@@ -244,7 +247,7 @@ class Inventory:
             for place in subdirectories(directory):
                 live = is_locked(partial / f"{place.name}.lock")
                 if place not in known:
-                    yield Leftover(place, "broken", _usage(place), live)
+                    yield Leftover(place, "broken", usage(place), live)
                     continue
                 for path in _entries(place):
                     if path.name.startswith("."):
@@ -257,7 +260,7 @@ class Inventory:
         for directory in subdirectories(self.root / "weights" / "blobs"):
             for path in _entries(directory):
                 if path.name not in known:
-                    yield Leftover(path, "blob", _usage(path), live, _is_file(path) and _is_used(path))
+                    yield Leftover(path, "blob", usage(path), live, _is_file(path) and is_used(path))
 
     def _of_partial(self) -> Iterator[Leftover]:
         directory = self.root / "weights" / "partial"
@@ -267,9 +270,9 @@ class Inventory:
             if key is not None:
                 parts.setdefault(key, []).append(path)
             elif path.name.startswith("."):
-                yield Leftover(path, "file", _usage(path), is_locked(directory / f"{path.name[1:41]}.lock"))
+                yield Leftover(path, "file", usage(path), is_locked(directory / f"{path.name[1:41]}.lock"))
         for key, paths in parts.items():
-            yield Leftover(max(paths, key=_usage), "partial", _usage(*paths), is_locked(directory / f"{key}.lock"))
+            yield Leftover(max(paths, key=usage), "partial", usage(*paths), is_locked(directory / f"{key}.lock"))
 
 
 def claim_file(path: Path) -> int | None:
@@ -358,7 +361,8 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _is_used(path: Path) -> bool:
+def is_used(path: Path) -> bool:
+    """Whether somebody holds a lock on a directory or a file."""
     try:
         descriptor = claim_file(path) if _is_file(path) else claim(path)
     except BlockingIOError:
@@ -370,7 +374,7 @@ def _is_used(path: Path) -> bool:
     return False
 
 
-def _usage(*paths: Path) -> int:
+def usage(*paths: Path) -> int:
     """Bytes that files and trees have on the disk, each inode once."""
     seen: dict[tuple[int, int], int] = {}
 
@@ -397,6 +401,6 @@ def _mtime(path: Path) -> float:
         return 0.0
 
 
-def _not_later_than_now(moment: float) -> float:
+def not_later_than_now(moment: float) -> float:
     """A clock that was wrong must not keep something for ever."""
     return min(moment, time.time())

@@ -18,6 +18,18 @@
     sha256 = "<64 hex digits>"
     bytes = 1234
 
+    [[repo.environment]]
+    name = "auto"
+    python = "3.11"
+    platform = "linux-x86_64"
+
+    [[repo.environment.package]]
+    name = "timm"
+    version = "0.6.13"
+    sha256 = [
+        "<64 hex digits: of each file that fits>",
+    ]
+
 It is TOML, of which only the lines that isohub writes are read: what a reviewer sees is what counts, so
 nothing is invisible, nothing is there twice, and no line means what another seems to. Does no I/O. Runs in
 the caller. Trust: the file may come with somebody's project.
@@ -41,7 +53,17 @@ from isohub.repos.weights_url import WeightsUrl, parse_weights_url
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["LIMIT_BYTES", "Entries", "Key", "LockedRepo", "LockedWeights", "decode_lock", "encode_lock"]
+__all__ = [
+    "LIMIT_BYTES",
+    "Entries",
+    "Key",
+    "LockedEnvironment",
+    "LockedPackage",
+    "LockedRepo",
+    "LockedWeights",
+    "decode_lock",
+    "encode_lock",
+]
 
 _VERSION = 1
 #: Some 10,000 entries; a person reviews them.
@@ -52,8 +74,8 @@ _HEADER = (
     f"version = {_VERSION}\n"
 )
 _LINE = re.compile(
-    r"(?:#.*|version = \d+|\[\[repo(?:\.weights)?\]\]"
-    r'|[a-z0-9]+ = (?:"[^"\\]*(?:\\.[^"\\]*)*"|\d{1,18}|true|false|\[)|    "[a-z]+",|\])?'
+    r"(?:#.*|version = \d+|\[\[repo(?:\.weights|\.environment(?:\.package)?)?\]\]"
+    r'|[a-z0-9]+ = (?:"[^"\\]*(?:\\.[^"\\]*)*"|\d{1,18}|true|false|\[)|    "[a-z0-9]+",|\])?'
 )
 
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=8192)]
@@ -61,6 +83,10 @@ _Commit = Annotated[str, msgspec.Meta(pattern=r"^(?:[0-9a-f]{40}|[0-9a-f]{64}|tr
 _Tree = Annotated[str, msgspec.Meta(pattern=r"^(?:[0-9a-f]{40}|[0-9a-f]{64})\Z")]
 _Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _UrlKey = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{40}\Z")]
+_Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,198}[a-z0-9])?\Z")]
+_Version = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-z][0-9a-z.!+_-]{0,98}\Z")]
+_Python = Annotated[str, msgspec.Meta(pattern=r"^3\.[0-9]{1,2}\Z")]
+_Platform = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_.-]{0,98}\Z")]
 _Bytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 
 
@@ -90,6 +116,36 @@ class LockedWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return cls(address.address, sha256, size_bytes, None if address.text == address.address else address.key)
 
 
+class LockedPackage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One package of an environment.
+
+    Attributes:
+        name: As an index compares it (PEP 503).
+        version: As PEP 440 has it.
+        sha256: Of each of its files that fits the interpreter; one of them is installed. Sorted.
+    """
+
+    name: _Name
+    version: _Version
+    sha256: tuple[_Sha256, ...]
+
+
+class LockedEnvironment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one environment of a reference consists of, beside its interpreter; for "auto", over the host's packages.
+
+    Attributes:
+        name: As `Environment.name`.
+        python: The interpreter's version, two numbers.
+        platform: As ``sysconfig.get_platform`` has it.
+        package: Its packages, by name.
+    """
+
+    name: _Text
+    python: _Python
+    platform: _Platform
+    package: tuple[LockedPackage, ...] = ()
+
+
 class LockedRepo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One reference, with one set of extras.
 
@@ -101,6 +157,7 @@ class LockedRepo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
         validated: As in `Pin.validated`.
         tree: As in `Checkout.tree`.
         weights: What was downloaded for it, by URL.
+        environment: What it ran on, where that was built for it.
     """
 
     reference: _Text
@@ -110,6 +167,11 @@ class LockedRepo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     extras: tuple[str, ...] = ()
     ref: _Text | None = None
     weights: tuple[LockedWeights, ...] = ()
+    environment: tuple[LockedEnvironment, ...] = ()
+
+    def environment_of(self, name: str) -> LockedEnvironment | None:
+        """What is locked for an environment, by its name."""
+        return next((each for each in self.environment if each.name == name), None)
 
     def weights_of(self, address: WeightsUrl) -> LockedWeights | None:
         """What is locked for an address."""
@@ -160,7 +222,8 @@ def decode_lock(content: bytes) -> Entries:
             raise ValueError(f"the entry of {_shown(entry)} is there twice")
         # A merge by hand may leave them in any order.
         weights = tuple(sorted(entry.weights, key=lambda each: each.which))
-        entries[key] = msgspec.structs.replace(entry, weights=weights)
+        environments = tuple(sorted(entry.environment, key=lambda each: each.name))
+        entries[key] = msgspec.structs.replace(entry, weights=weights, environment=environments)
     return entries
 
 
@@ -188,6 +251,7 @@ def _check(entry: LockedRepo) -> None:
 def _problem(entry: LockedRepo) -> str | None:
     """What no entry may be, beyond its types."""
     texts = [entry.reference, entry.ref or "", *(weights.url for weights in entry.weights)]
+    texts += [environment.name for environment in entry.environment]
     if any(has_hidden(text) for text in texts):
         return "holds control or invisible characters"
     if without_credentials(entry.reference) != entry.reference:
@@ -198,6 +262,13 @@ def _problem(entry: LockedRepo) -> str | None:
         return f"has the extras {', '.join(entry.extras)}; expected lfs, submodules or both, in this order"
     if len({weights.which for weights in entry.weights}) != len(entry.weights):
         return "has weights twice"
+    if len({environment.name for environment in entry.environment}) != len(entry.environment):
+        return "has an environment twice"
+    for environment in entry.environment:
+        if len({package.name for package in environment.package}) != len(environment.package):
+            return "has a package twice in one environment"
+        if not all(package.sha256 for package in environment.package):
+            return "has a package without a hash"
     for weights in entry.weights:
         try:
             plain = parse_weights_url(weights.url).address == weights.url
@@ -222,7 +293,15 @@ def _text(entry: LockedRepo) -> str:
         key = {} if weights.key is None else {"key": weights.key}
         file = {"url": weights.url, **key, "sha256": weights.sha256, "bytes": weights.bytes}
         tables.append(f"[[repo.weights]]\n{tomli_w.dumps(file)}")
+    for environment in entry.environment:
+        known = {"name": environment.name, "python": environment.python, "platform": environment.platform}
+        tables.append(f"[[repo.environment]]\n{tomli_w.dumps(known)}")
+        tables += [f"[[repo.environment.package]]\n{tomli_w.dumps(_plain(package))}" for package in environment.package]
     return "\n".join(tables)
+
+
+def _plain(package: LockedPackage) -> dict[str, Any]:
+    return {"name": package.name, "version": package.version, "sha256": [*package.sha256]}
 
 
 def _shown(entry: LockedRepo) -> str:

@@ -1,4 +1,4 @@
-"""isohub.lock: which commit, which tree and which weights each reference meant, for a run elsewhere or later.
+"""isohub.lock: which commit, tree, weights and packages each reference meant, for a run elsewhere or later.
 
 Rules:
   1. What is locked is loaded so or not at all: any difference is a `LockMismatchError`.
@@ -34,6 +34,7 @@ from isohub.repos.lock_format import (
     LIMIT_BYTES,
     Entries,
     Key,
+    LockedEnvironment,
     LockedRepo,
     LockedWeights,
     decode_lock,
@@ -257,6 +258,48 @@ class Lockfile:
             expected, got = f"sha256 {locked.sha256} ({locked.bytes} bytes)", f"sha256 {sha256} ({bytes} bytes)"
             raise self._mismatch(reference, extras, "weights", expected, got, locked.url)
 
+    def environment(self, reference: Reference, extras: Sequence[str], name: str) -> LockedEnvironment | None:
+        """What is locked for an environment of a reference, by `Environment.name`; None if it is not locked yet.
+
+        Raises:
+            LockMismatchError: It is not locked, and the lockfile is frozen.
+            TrustError: The file is damaged, or another isohub's.
+        """
+        entry = self.find(reference, extras)
+        found = None if entry is None else entry.environment_of(name)
+        if found is None and self.frozen:
+            raise self._absent(reference, extras, None if entry is None else f"environment {name}")
+        return found
+
+    def add_environment(self, reference: Reference, extras: Sequence[str], environment: LockedEnvironment) -> None:
+        """Lock what an environment consists of; one that is locked by then stays.
+
+        Args:
+            reference: Of the repo; locked already.
+            extras: As in its `Pin`.
+            environment: What was built.
+
+        Raises:
+            LockMismatchError: The repo itself is not locked, or another was locked meanwhile.
+            TrustError: The file is damaged, or another isohub's.
+            SourceUnavailableError: It cannot be written.
+        """
+        key = self._key(reference, extras)
+        with self._writing():
+            entries = self._read()
+            if key not in entries:
+                raise self._absent(reference, extras)
+            known = entries[key].environment_of(environment.name)
+            if known is None:
+                added = tuple(sorted((*entries[key].environment, environment), key=lambda each: each.name))
+                self._write({**entries, key: msgspec.structs.replace(entries[key], environment=added)})
+        if known is not None and known != environment:
+            raise self.differs(reference, extras, f"the packages of {known.name}", "other packages")
+
+    def differs(self, reference: Reference, extras: Sequence[str], expected: str, got: str) -> LockMismatchError:
+        """The error for an environment that cannot be what is locked."""
+        return self._mismatch(reference, extras, "environment", expected, got)
+
     # The file.
 
     def _change(self, checkout: Checkout, replace: Callable[[LockedRepo], LockedRepo]) -> LockedRepo:
@@ -375,7 +418,7 @@ class Lockfile:
         return "" if self.path == Path.cwd() / LOCKFILE else f" --lockfile {shlex.quote(str(self.path))}"
 
     def _absent(
-        self, reference: Reference, extras: Sequence[str], address: WeightsUrl | None = None
+        self, reference: Reference, extras: Sequence[str], part: WeightsUrl | str | None = None
     ) -> LockMismatchError:
         key = self._key(reference, extras)
         entries = self._read()
@@ -383,8 +426,10 @@ class Lockfile:
         if not os.path.lexists(self.path):
             said = f"{named} is not locked: there is no lockfile {self._shown}"
             hint = self._command(reference, key[1])
-        elif address is not None:
-            said = f"{address.shown}, which {named} downloads, is not locked in {self._shown}"
+        elif part is not None:
+            said = f"{part}, which {named} runs on, is not locked in {self._shown}"
+            if isinstance(part, WeightsUrl):
+                said = f"{part.shown}, which {named} downloads, is not locked in {self._shown}"
             hint = "load it once with the lockfile and without frozen, and review what that adds"
         else:
             said = f"{named} is not locked in {self._shown}"
@@ -396,8 +441,8 @@ class Lockfile:
             said,
             hint=hint,
             reference=key[0],
-            what="reference" if address is None else "weights",
-            got=key[0] if address is None else address.shown,
+            what="reference" if part is None else "weights" if isinstance(part, WeightsUrl) else "environment",
+            got=key[0] if part is None else part.shown if isinstance(part, WeightsUrl) else part,
             lockfile=str(self.path),
             repo=f"{reference.owner}/{reference.repo}",
         )

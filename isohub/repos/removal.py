@@ -61,7 +61,7 @@ class Removal:
 
     Attributes:
         path: What goes.
-        what: ``checkout``, ``weights`` (a URL of a scope), or as `Leftover.what`.
+        what: ``checkout``, ``weights`` (a URL of a scope), ``environment``, or as `Leftover.what`.
         name: For people, as `selection.commit_name` gives it; or a URL.
         bytes: What the disk gets back.
         why: ``asked``, ``old``, ``room``, ``leftover`` or ``damaged``.
@@ -286,6 +286,10 @@ def _remove(root: Path, path: Path, what: str) -> None:
     if inside.parts[0] == "checkouts" and len(inside.parts) >= 5:
         _remove_of_repository(root / Path(*inside.parts[:4]), path)
         return
+    if inside.parts[0] == "environments" and len(inside.parts) == 2:
+        with _locked(path.parent / "locks" / f"{path.name}.lock"), _claimed(path):
+            remove_tree(path if path.name.startswith(".") else _renamed_away(path, "environment.json"))
+        return
     if inside.parts[:2] == ("weights", "urls") and len(inside.parts) >= 6:
         with _claimed(root / Path(*inside.parts[:5])):
             if len(inside.parts) == 6 and path.is_dir() and not path.is_symlink():
@@ -339,12 +343,12 @@ def _remove_of_repository(directory: Path, path: Path) -> None:
             forget(directory, commit)
 
 
-def _renamed_away(place: Path) -> Path:
-    """Give a checkout the name of trash and take its record, without which no sweep brings it back."""
+def _renamed_away(place: Path, record: str = CHECKOUT_RECORD) -> Path:
+    """Give a tree the name of trash and take its record, without which no sweep brings it back."""
     trash = place.with_name(f".trash-{place.name}-{secrets.token_hex(8)}")
     place.rename(trash)
     trash.chmod(0o700)
-    remove_tree(trash / CHECKOUT_RECORD)
+    remove_tree(trash / record)
     return trash
 
 

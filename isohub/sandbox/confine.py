@@ -91,16 +91,17 @@ class Machine(NamedTuple):
     fewest: Tuple[Rule, ...]
 
     @classmethod
-    def look(cls, package: str, no_namespaces: Optional[str]) -> Machine:
+    def look(cls, package: str, packages: Sequence[str], no_namespaces: Optional[str]) -> Machine:
         """Ask this machine, and prepare what is the same for each fork.
 
         Args:
             package: isohub's own directory.
+            packages: Directories of the environment's overlay.
             no_namespaces: Why there are none; None if this process is in a user namespace of its own.
         """
         name = architecture()
         known = name in ARCHITECTURES
-        rules = interpreter_rules(package)
+        rules = interpreter_rules(package, packages)
         machine = cls(
             name=name,
             landlock=landlock.abi() if known else 0,
@@ -237,7 +238,7 @@ def confine(
     if layered:
         details["limits"] = apply_limits(wanted, namespaced)
         active.append("limits")
-        if namespaced:
+        if namespaced and not wanted["gpu"]:  # whose threads' files would be root's
             # Its caller owns its zygote's user namespace and can look at it all the same. Elsewhere an ordinary user
             # could not (``smaps``), and other workers cannot in any case: they trace nobody, and of /proc see
             # themselves.
@@ -245,7 +246,7 @@ def confine(
         drop_capabilities()
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
     if layered and machine.landlock:
-        rules += _proc_rules(namespaced)
+        rules += _proc_rules(namespaced, names_threads=wanted["gpu"])
         ports = [] if listener is None else [listener.getsockname()[1]]
         own = _fewest(rules)
         landlock.restrict(machine.landlock, [*machine.fewest, *own], None if wanted["network"] == "open" else ports)
@@ -284,7 +285,7 @@ def _enter_namespaces(
     tree.bind([*machine.rules, *rules, Rule(wanted["checkout"], "read")])
     tree.own(directory, wanted["disk"])
     tree.hide(os.path.join(os.path.realpath(wanted["checkout"]), ".git"))
-    process = tree.pivot()
+    process = tree.pivot(names_threads=wanted["gpu"])
     # The caller's own could be changed by it: this one is on a mount that is read-only.
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -313,11 +314,14 @@ def _set_environment(
     tempfile.tempdir = None
 
 
-def _proc_rules(namespaced: bool) -> List[Rule]:
+def _proc_rules(namespaced: bool, *, names_threads: bool) -> List[Rule]:
+    own = f"/proc/{os.getpid()}"
+    # libcuda gives its threads names by ``task/<tid>/comm``, and does not start where it cannot (driver 580.159).
+    threads = [Rule(f"{own}/task", "write")] if names_threads else []
     if namespaced:
-        return [Rule("/proc", "read")]  # this pid namespace's own
+        return [Rule("/proc", "read"), *threads]  # this pid namespace's own
     # The system's: of processes no other than this one.
-    return [Rule(f"/proc/{os.getpid()}", "read"), *[Rule(path, "read") for path in _OWN_PROC if os.path.exists(path)]]
+    return [Rule(own, "read"), *threads, *[Rule(path, "read") for path in _OWN_PROC if os.path.exists(path)]]
 
 
 def _fewest(rules: Sequence[Rule]) -> List[Rule]:

@@ -51,15 +51,20 @@ def is_below(path: str, directory: str) -> bool:
     return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
-def interpreter_rules(package: str) -> List[Rule]:
+def interpreter_rules(package: str, packages: Sequence[str] = ()) -> List[Rule]:
     """What every worker of this interpreter may read. Asks the disk; for a zygote, once.
 
     Args:
         package: isohub's own directory.
+        packages: Directories of an overlay's packages, which need not be on ``sys.path`` yet.
     """
     prefixes = [sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix]
     prefixes.append(os.path.dirname(os.path.dirname(os.path.realpath(sys.executable))))
-    roots = [*_SYSTEM, *_places_of(prefixes), package]
+    # With -S a virtual environment's interpreter takes its base's prefix for its own.
+    own = os.path.dirname(os.path.dirname(os.path.abspath(sys.executable)))
+    if os.path.isfile(os.path.join(own, "pyvenv.cfg")):
+        prefixes.append(own)
+    roots = [*_SYSTEM, *_places_of(prefixes), package, *packages]
     rules = [Rule(path, "read") for path in dict.fromkeys(map(os.path.abspath, roots)) if _is_one_s_own(path)]
     rules += [Rule(path, "read") for path in (*_SETTINGS, *_MACHINE) if os.path.exists(path)]
     known = {os.path.realpath(rule.path) for rule in rules}

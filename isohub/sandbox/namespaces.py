@@ -183,10 +183,13 @@ class Tree:
         else:
             _mount("/dev/null", inside, None, _MS_BIND)
 
-    def pivot(self) -> int:
+    def pivot(self, *, names_threads: bool = False) -> int:
         """Finish: a ``/proc`` of this pid namespace, read-only, and no other root from here on.
 
         What its init shows there is the host's network and mounts, so that is covered.
+
+        Args:
+            names_threads: Whether this process may write to the files of its own threads there.
 
         Returns:
             A descriptor of this process's directory in a ``/proc`` that can be written to, for `become_own_user`.
@@ -199,7 +202,10 @@ class Tree:
         _mount("proc", proc, "proc", flags)
         if os.getpid() != 1:
             _mount("tmpfs", os.path.join(proc, "1"), "tmpfs", flags | _MS_RDONLY, "size=4k,mode=0555")
-        _set_attributes(proc, _ATTR_RDONLY)
+        if names_threads:
+            threads = os.path.join(proc, str(os.getpid()), "task")
+            _mount(threads, threads, None, _MS_BIND)
+        _set_attributes(proc, _ATTR_RDONLY, recursive=False)
         for name, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
             os.symlink(target, os.path.join(self._directory("/dev"), name))
         _set_attributes(self._root, _ATTR_RDONLY, recursive=False)

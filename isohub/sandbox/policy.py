@@ -38,6 +38,7 @@ _OPEN_FILES = 4096
 _DISK_BYTES = 4 << 30
 _OUTPUT_BYTES = 256 << 20
 # The smallest with which torch is imported and answers.
+_MOST_GPUS = 1000
 _LEAST_PROCESSES = 4
 _LEAST_OPEN_FILES = 64
 _LEAST_BYTES = 1 << 20
@@ -70,7 +71,8 @@ class Sandbox:
         disk: Bytes of its own directories; they are in memory where namespaces are active.
         file_size: Bytes of any one file, and of any one answer. None: no limit but `disk` and `max_reply_bytes`.
         output: Bytes that it may print in its life; each line counts for 64 more.
-        gpu: Whether it sees the GPUs. Weaker: their drivers are a large surface of the kernel's.
+        gpu: Whether it sees the GPUs; or the number of one, or several, as this process numbers them. Weaker: their
+            drivers are a large surface of the kernel's, and numbers are a choice, no wall between GPUs.
         require: Layers without which a worker does not start. ``"default"``: Landlock and seccomp, unless the repo is
             trusted. ``"all"``: namespaces and limits too, trusted or not. Or names of layers.
     """
@@ -86,7 +88,7 @@ class Sandbox:
     disk: Size = _DISK_BYTES
     file_size: Optional[Size] = None
     output: Size = _OUTPUT_BYTES
-    gpu: bool = False
+    gpu: Union[bool, int, Tuple[int, ...], Iterable[int]] = False
     require: Union[str, Tuple[str, ...], Iterable[str]] = "default"
 
     def __post_init__(self) -> None:
@@ -104,8 +106,7 @@ class Sandbox:
         put(self, "cpu_time_s", None if self.cpu_time_s is None else _seconds("cpu_time_s", self.cpu_time_s))
         for name, least in (("processes", _LEAST_PROCESSES), ("open_files", _LEAST_OPEN_FILES)):
             _check_count(name, getattr(self, name), least)
-        if self.gpu is not True and self.gpu is not False:
-            raise _mistake("gpu", self.gpu, "True or False")
+        put(self, "gpu", _gpus(self.gpu))
         put(self, "require", _required(self.require))
 
     @property
@@ -116,6 +117,11 @@ class Sandbox:
         if self.require == "all":
             return LAYERS
         return tuple(self.require)
+
+    @property
+    def gpus(self) -> Tuple[int, ...]:
+        """Numbers of the GPUs that were chosen; none where all or no GPU is seen."""
+        return () if isinstance(self.gpu, bool) else tuple(self.gpu)  # type: ignore[arg-type]
 
     @property
     def download_hosts(self) -> Optional[HostPolicy]:
@@ -168,6 +174,19 @@ class Confinement:
             detail = self.details.get(name)
             lines.append(f"{name}: {word}" + (f" ({detail})" if detail else ""))
         return "\n".join(lines)
+
+
+def _gpus(gpu: Any) -> Union[bool, Tuple[int, ...]]:
+    if gpu is True or gpu is False:
+        return bool(gpu)
+    try:
+        numbers = (gpu,) if isinstance(gpu, int) else () if isinstance(gpu, str) else tuple(gpu)
+    except TypeError:
+        numbers = ()
+    whole = all(type(number) is int and 0 <= number < _MOST_GPUS for number in numbers)
+    if not numbers or not whole or len(set(numbers)) != len(numbers):
+        raise _mistake("gpu", gpu, "True, False, the number of a GPU, or several, each once")
+    return numbers
 
 
 def checked_sandbox(sandbox: Any) -> Union[Sandbox, str, None]:

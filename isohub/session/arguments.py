@@ -7,7 +7,9 @@ Rules:
 2. A handle within a function or an object is the object in the worker, if it is that worker's.
 3. A module of the caller's own goes with those of its attributes that the functions which go name, and that can go.
 4. Tensors that require a gradient are told to whoever asks: no gradient comes back for what goes by pickle.
-5. What lives in this process alone (files, sockets, locks, threads, generators, other workers' objects) is refused, by
+5. Compiled code, which functions and classes of the caller's own go with, is for one minor version of Python; what is
+   imported there is not.
+6. What lives in this process alone (files, sockets, locks, threads, generators, other workers' objects) is refused, by
    the name of the argument.
 
 Side: caller, which is the more trusted one; only this direction pickles.
@@ -77,6 +79,10 @@ class _LiveError(Exception):
     """An object that cannot leave this process."""
 
 
+class _CodeError(Exception):
+    """Code for a worker whose Python cannot read it; the name of what it is of."""
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # it has no types
     """cloudpickle's, which knows handles and modules of the caller's own, and refuses what is alive.
 
@@ -84,11 +90,15 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # it has no types
         file: Takes the bytes.
         handle: As for `pickled`.
         names: Names that functions have used, so far; what this one meets is added.
+        other_python: As for `pickled`.
         within: The one that tries whether an attribute can go.
     """
 
-    def __init__(self, file: Any, handle: _Handle | None, names: set[str], within: _Pickler | None = None) -> None:
+    def __init__(
+        self, file: Any, handle: _Handle | None, names: set[str], other_python: str, within: _Pickler | None = None
+    ) -> None:
         super().__init__(file)
+        self._other_python = other_python
         self._handle = handle
         self.differentiable: dict[int, torch.Tensor] = {}  # by id: each once
         self._names = names
@@ -109,6 +119,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # it has no types
             raise _LiveError(words)
         if isinstance(value, types.ModuleType) and _is_own(value.__name__, value):
             return self._module(value)
+        if isinstance(value, types.CodeType) and self._other_python:
+            raise _CodeError(value.co_name)
         if isinstance(value, types.FunctionType):
             self._names.update(_used(value.__code__))
         return super().reducer_override(value)
@@ -126,22 +138,29 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # it has no types
         if name not in self._wanted:
             return False
         try:
-            _Pickler(io.BytesIO(), self._handle, self._names, self).dump(value)
+            _Pickler(io.BytesIO(), self._handle, self._names, self._other_python, self).dump(value)
         except Exception:  # noqa: BLE001 - whatever it is, the attribute cannot go
             return False
         return True
 
 
-def pickled(value: Any, handle: _Handle | None = None, differentiable: list[torch.Tensor] | None = None) -> bytes:
+def pickled(
+    value: Any,
+    handle: _Handle | None = None,
+    differentiable: list[torch.Tensor] | None = None,
+    *,
+    other_python: str = "",
+) -> bytes:
     """A value for a worker. The caller is the more trusted side: this direction may pickle.
 
     Args:
         value: Anything.
         handle: The number of the object that a handle of this worker's stands for; None for what is no handle.
         differentiable: Takes the tensors in it that require a gradient.
+        other_python: The worker's version of Python, if that reads no code of this one.
 
     Raises:
-        ValueNotTransferableError: It is, or holds, something that cannot leave this process.
+        ValueNotTransferableError: It is, or holds, something that cannot leave this process, or not for that Python.
     """
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     try:
@@ -149,9 +168,18 @@ def pickled(value: Any, handle: _Handle | None = None, differentiable: list[torc
         if words is not None:
             raise ValueNotTransferableError(f"{words} cannot be sent to a worker", hint=_HINT, where=kind)
         with _own_modules():
-            data, found = _dumped(value, handle)
+            data, found = _dumped(value, handle, other_python)
     except ValueNotTransferableError:
         raise
+    except _CodeError as error:
+        here = ".".join(map(str, sys.version_info[:3]))
+        raise ValueNotTransferableError(
+            f"a {kind} cannot be sent to a worker of another Python: the code of {error} is compiled for Python {here} "
+            f"here, and the worker has Python {other_python}",
+            hint="call methods of the remote object, or pass functions that are installed there (torch.relu), by which "
+            f"no code goes; or load the repo on Python {sys.version_info.major}.{sys.version_info.minor}",
+            where=kind,
+        ) from None
     except _LiveError as error:
         raise ValueNotTransferableError(
             f"a {kind} cannot be sent to a worker: it holds {error}", hint=_HINT, where=kind
@@ -165,11 +193,11 @@ def pickled(value: Any, handle: _Handle | None = None, differentiable: list[torc
     return data
 
 
-def _dumped(value: Any, handle: _Handle | None) -> tuple[bytes, list[torch.Tensor]]:
+def _dumped(value: Any, handle: _Handle | None, other_python: str) -> tuple[bytes, list[torch.Tensor]]:
     names: set[str] = set()
     while True:
         file, before = io.BytesIO(), len(names)
-        pickler = _Pickler(file, handle, names)
+        pickler = _Pickler(file, handle, names, other_python)
         pickler.dump(value)
         if not pickler.modules or len(names) == before:
             return file.getvalue(), list(pickler.differentiable.values())

@@ -27,6 +27,7 @@ from isohub.session.objects import Container, RemoteObject, is_a_protocol, names
 from isohub.session.options import awaited, options, pipelined
 from isohub.session.parameters import parameters_of, register_parameter, remote_parameter
 from isohub.session.surface import Surface
+from isohub.session.versions import check_export
 
 if TYPE_CHECKING:
     from isohub.sandbox.policy import Confinement
@@ -162,6 +163,8 @@ class RemoteModule(Surface):
     def _program(self, form: str, op: str, *args: Any, phase: str) -> Any:
         link = self._isohub.link
         link.gate.check(form)
+        if op == "export":
+            check_export(self._isohub.ref.worker)
         data = self._isohub.ask(op, *args, phase=phase, parcel=True, limit_bytes=_memory_limit())
         if type(data) is not bytes:
             raise ProtocolError(f"a {form} that is none")

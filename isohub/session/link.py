@@ -35,7 +35,8 @@ from isohub.session.iterations import prompt_end
 from isohub.session.modes import carried
 from isohub.session.options import Interruption, current_interruption, resumed, timeout_of
 from isohub.session.supervisor import Faulted, Question, Worker
-from isohub.wire.codec import TooLargeToEncode
+from isohub.session.versions import lacked_dtype, takes_code
+from isohub.wire.codec import LackedDtype, TooLargeToEncode
 from isohub.wire.protocol import MAX_REFERENCES
 
 if TYPE_CHECKING:
@@ -221,6 +222,8 @@ class Link:
             raise self._error(faulted, question) from None
         except SessionClosedError as error:
             raise refused(error) from None
+        except LackedDtype as error:
+            raise lacked_dtype(error.args[0], self.worker, phase) from None
         except TooLargeToEncode:
             raise ValueNotTransferableError(
                 "the arguments hold more values than one message takes",
@@ -308,7 +311,9 @@ class Link:
             if number is not None:
                 return ["r", number]
             hidden = None if question.recording is None else question.recording.hidden
-            return ["p", cargo.add_bytes(pickled(value, self._number_of, hidden))]
+            versions = self.worker.versions
+            other = "" if takes_code(versions) else versions.python
+            return ["p", cargo.add_bytes(pickled(value, self._number_of, hidden, other_python=other))]
         except ValueNotTransferableError as error:
             place = place_of(value, question.op, question.args)
             if place is None:

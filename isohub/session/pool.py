@@ -18,18 +18,19 @@ import contextlib
 import logging
 import math
 import os
-import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from isohub.environments.runtime import HOST, Runtime
 from isohub.errors import SessionClosedError, WorkerStartError, WorkerTimeoutError
 from isohub.sandbox.policy import NONE
 from isohub.session.background import Background
 from isohub.session.ending import refused
+from isohub.session.preparing import prepare
 from isohub.session.register import Register
 from isohub.session.request import Placement
 from isohub.session.spawn import Zygote
@@ -54,7 +55,7 @@ class WorkerKey:
     """What two loads must have in common to share a worker.
 
     Attributes:
-        python: The interpreter.
+        runtime: The environment that it runs on.
         path: The checkout's directory.
         commit: Its commit: a local directory has another one after each change.
         place: Device and inode of that directory: after a forced refetch it is another one.
@@ -65,7 +66,7 @@ class WorkerKey:
         replica: Number of the replica; those of one checkout share nothing.
     """
 
-    python: str
+    runtime: Runtime
     path: str
     commit: str
     place: tuple[int, int]
@@ -104,33 +105,39 @@ class Pool:
         self._room = threading.Condition(self._lock)
         self._ending = 0  # workers that have left the entries and are not gone yet
         self._entries: dict[WorkerKey, _Entry] = {}
-        self._zygotes: dict[tuple[str, bool], Zygote] = {}
+        self._zygotes: dict[tuple[Runtime, bool], Zygote] = {}
         self._closed = False
         # At the latest when nobody can reach the pool any more, or Python ends.
         self._finalizer = weakref.finalize(
             self, _end, os.getpid(), self._entries, self._zygotes, self.background, self._watchdog, self._register
         )
 
-    def warm(self, python: str = sys.executable, *, confined: bool = True) -> Zygote:
+    def warm(self, runtime: Runtime = HOST, *, confined: bool = True) -> Zygote:
         """The environment's zygote, started if need be. Returns before it is ready.
 
         Args:
-            python: The environment's interpreter.
+            runtime: The environment's interpreter and packages.
             confined: Whether for workers that get namespaces; those without are another zygote's.
         """
-        key = python, confined
+        key = runtime, confined
         with self._lock:
             self._check_open()
             zygote = self._zygotes.get(key)
             if zygote is None or not zygote.alive():
                 if zygote is not None:
                     zygote.close()
-                zygote = self._zygotes[key] = Zygote(python, self.background, confined=confined)
+                zygote = self._zygotes[key] = Zygote(runtime, self.background, confined=confined)
             return zygote
 
     @contextlib.contextmanager
-    def lease(self, key: WorkerKey, timeout_s: float | None) -> Iterator[Worker]:
+    def lease(self, key: WorkerKey, timeout_s: float | None, check: Callable[[Worker], None]) -> Iterator[Worker]:
         """The checkout's worker, kept alive at least until the end of the block.
+
+        Args:
+            key: Which.
+            timeout_s: Seconds that each step of starting it may take.
+            check: Raises unless a worker is confined as it has to be. A new one is given to it before a package of
+                its environment's is imported.
 
         Raises:
             WorkerStartError, WorkerTimeoutError: It could not be started, or there was no room for it.
@@ -140,8 +147,14 @@ class Pool:
         try:
             with entry.starting:
                 if entry.worker is None:
-                    zygote = self.warm(key.python, confined=key.placement.policy != NONE)
+                    zygote = self.warm(key.runtime, confined=key.placement.policy != NONE)
                     worker = zygote.spawn(key.name, key.commit, timeout_s, key.placement, self._watchdog)
+                    try:
+                        check(worker)
+                        prepare(worker, timeout_s)
+                    except BaseException:
+                        worker.close()
+                        raise
                     worker.row = self._register.enter(
                         name=key.name,
                         reference=key.reference,
@@ -150,6 +163,9 @@ class Pool:
                         ticks=worker.ticks,
                         active=tuple(worker.confinement.active),
                         missing=tuple(worker.confinement.missing),
+                        environment=worker.runtime.key,
+                        python=worker.versions.python,
+                        torch=worker.versions.torch,
                     )
                     with self._lock:
                         entry.worker = worker
@@ -158,6 +174,7 @@ class Pool:
                         worker.close()
                         self._check_open()
             assert entry.worker is not None
+            check(entry.worker)  # that was started for another load, perhaps, of which less was asked
             yield entry.worker
         finally:
             self._give_back(key, entry, leases=1)
@@ -302,7 +319,7 @@ class Pool:
 def _end(
     pid: int,
     entries: dict[WorkerKey, _Entry],
-    zygotes: dict[tuple[str, bool], Zygote],
+    zygotes: dict[tuple[Runtime, bool], Zygote],
     background: Background,
     watchdog: Watchdog,
     register: Register,

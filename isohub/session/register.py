@@ -60,6 +60,9 @@ class _Worker(msgspec.Struct, frozen=True):
     ticks: int
     active: tuple[str, ...]
     missing: tuple[str, ...]
+    environment: str
+    python: str
+    torch: str
 
 
 class _State(msgspec.Struct, frozen=True):
@@ -81,6 +84,9 @@ class Recorded(msgspec.Struct, frozen=True):
         ticks: When that started, as /proc/<pid>/stat has it: a number can become another process's.
         active: Layers of confinement that it has.
         missing: Those that it has not.
+        environment: "host", or the key of the environment that it runs on.
+        python: Version of its Python.
+        torch: Version of its torch.
         calls: Questions that it was asked.
         doing: What it does, in words; None when idle.
         since: Since when, in seconds since the epoch.
@@ -95,6 +101,9 @@ class Recorded(msgspec.Struct, frozen=True):
     ticks: int
     active: tuple[str, ...]
     missing: tuple[str, ...]
+    environment: str
+    python: str
+    torch: str
     calls: int
     doing: str | None
     since: float
@@ -163,6 +172,9 @@ class Register:
         ticks: int,
         active: tuple[str, ...],
         missing: tuple[str, ...],
+        environment: str,
+        python: str,
+        torch: str,
     ) -> Row:
         """A row for a worker; the parameters are the attributes of `Recorded`."""
         with self._lock:
@@ -181,6 +193,9 @@ class Register:
             "ticks": ticks,
             "active": active,
             "missing": missing,
+            "environment": environment,
+            "python": python,
+            "torch": torch,
         }
         row = Row(self, number)
         row.write(0, None)

@@ -31,13 +31,16 @@ class Ready(_Message, tag="ready", frozen=True):
 class Answer(_Message, tag="value", frozen=True):
     """An answer, and the tables of what lies where in the shared memory that `via` names.
 
-    `recorded` has the rows of tensors that require a gradient, of a call that was recorded.
+    `devices` has the storages that are a GPU's; `took` is the GPU whose arenas were offered and mapped. `recorded` has
+    the rows of tensors that require a gradient, of a call that was recorded.
     """
 
     value: Any
     claims: tuple[list[tuple[int, int]], list[tuple[int, str, int, list[int], list[int]]]]
     via: Literal["none", "outbox", "parcel"]
     kept: bool
+    devices: list[tuple[int, str, bool]] = []
+    took: str | None = None
     recorded: list[int] = []
 
 
@@ -51,6 +54,7 @@ class Fault(_Message, tag="error", frozen=True):
     message: str
     traceback: str
     kept: bool
+    took: str | None = None
 
 
 class Want(_Message, tag="want", frozen=True):

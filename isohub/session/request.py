@@ -16,6 +16,7 @@ from isohub.errors import PolicyError
 from isohub.sandbox.confine import PASSED_VARIABLES
 from isohub.sandbox.grants import is_below
 from isohub.sandbox.policy import NONE, Sandbox
+from isohub.session.devices import gpu_variables
 
 __all__ = ["Placement", "memory_limit_bytes", "worker_request"]
 
@@ -72,7 +73,7 @@ def worker_request(placement: Placement) -> dict[str, Any]:
     _check_nesting(placement, policy)
     network = policy.network if policy.network == "open" else "proxy" if policy.network else "none"
     return {
-        "variables": worker_variables(),
+        "variables": {**worker_variables(), **gpu_variables(policy)},
         "sandbox": {
             "level": NONE if placement.policy == NONE else "full",
             "network": network,
@@ -80,13 +81,13 @@ def worker_request(placement: Placement) -> dict[str, Any]:
             "read": [*_present("read", policy.read), *map(str, placement.granted)],
             "write": _present("write", policy.write),
             # CUDA maps more private memory than it uses: there the watchdog alone counts.
-            "memory": None if policy.gpu else memory_limit_bytes(policy),
+            "memory": memory_limit_bytes(policy) if policy.gpu is False else None,
             "cpu_time_s": policy.cpu_time_s,
             "processes": policy.processes,
             "open_files": _open_files(policy),
             "disk": policy.disk,
             "file_size": policy.file_size,
-            "gpu": policy.gpu,
+            "gpu": policy.gpu is not False,
         },
     }
 

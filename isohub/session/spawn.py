@@ -16,15 +16,16 @@ import os
 import site
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from isohub.environments.runtime import HOST, Runtime
 from isohub.errors import WorkerStartError, printable
 from isohub.sandbox.confine import remove_tree
 from isohub.session.background import Background, Output
+from isohub.session.preparing import could_not_start
 from isohub.session.request import Placement, worker_request, worker_variables
 from isohub.session.supervisor import Worker
 from isohub.session.watchdog import Watchdog
@@ -44,12 +45,13 @@ class Zygote:
     Starting returns at once; the first worker waits for torch's import.
 
     Args:
-        python: The environment's interpreter.
+        runtime: The environment's interpreter and packages.
         background: Reads what it prints.
         confined: Whether its workers get namespaces, where this machine has them.
     """
 
-    def __init__(self, python: str, background: Background, *, confined: bool = True) -> None:
+    def __init__(self, runtime: Runtime, background: Background, *, confined: bool = True) -> None:
+        self._runtime = runtime
         self._background = background
         try:
             self._directory = tempfile.mkdtemp(prefix="isohub-")
@@ -65,11 +67,13 @@ class Zygote:
             remove_tree(self._directory)
             raise _no_descriptors(error) from error
         self._control = ours
-        surroundings = "outer" if confined else "plain"
+        arguments = [str(START), "zygote", str(theirs.fileno()), self._directory]
+        # Of another interpreter than the caller's own nothing is run here but its standard library.
+        how, when = (["-I"], "ahead") if runtime.python == HOST.python else (["-I", "-S"], "late")
         self._output = Output(output_read, logging.getLogger("isohub.zygote"), logging.INFO)
         try:
             self._process = subprocess.Popen(
-                [python, "-I", str(START), "zygote", str(theirs.fileno()), self._directory, surroundings],
+                [runtime.python, *how, *arguments, when, "outer" if confined else "plain"],
                 stdin=subprocess.DEVNULL,
                 stdout=output_write,
                 stderr=output_write,
@@ -83,7 +87,7 @@ class Zygote:
             os.close(output_read)
             remove_tree(self._directory)
             raise WorkerStartError(
-                f"the interpreter {python} could not be started: {error}", phase="starting"
+                f"the interpreter {runtime.python} could not be started: {error}", phase="starting"
             ) from error
         finally:
             theirs.close()
@@ -93,7 +97,8 @@ class Zygote:
             background.start()
             caller = os.pidfd_open(os.getpid())
             try:
-                _send_datagram(ours, {"site_directories": _site_directories()}, [caller])
+                own = _site_directories() if runtime.python == HOST.python else []
+                _send_datagram(ours, {"site_directories": own, "packages": [*runtime.packages]}, [caller])
             finally:
                 os.close(caller)
         except BaseException as error:
@@ -116,7 +121,7 @@ class Zygote:
     def spawn(
         self, name: str, commit: str, timeout_s: float | None, placement: Placement, watchdog: Watchdog
     ) -> Worker:
-        """A new worker, ready to be asked.
+        """A new worker, which has said what confines it; the packages of its environment are not there yet.
 
         Args:
             name: For log lines and messages, such as ``org/repo@1a2b3c4``.
@@ -160,7 +165,7 @@ class Zygote:
             close_descriptors([out_write, err_write])
         for output in outputs:
             self._background.watch(output)
-        worker = Worker(name, commit, channel, status, outputs, self._background, placement, watchdog)
+        worker = Worker(name, commit, channel, status, outputs, self._background, placement, watchdog, self._runtime)
         try:
             worker.greet(timeout_s)
         except ChannelClosed as error:
@@ -172,14 +177,9 @@ class Zygote:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_EXIT_NOTICE_S)
         self._output.drain()
-        tail = self._output.tail()
-        return WorkerStartError(
-            f"the process that makes workers ended ({_exit_words(self._process.returncode)}) before it was asked to"
-            + (f"; its last words:\n{tail}" if tail else ""),
-            hint=f"run `{sys.executable} -I -c 'import torch'`: it must work on its own",
-            phase="starting",
-            stderr_tail=tail,
-        )
+        words = f"the process that makes workers, of {self._runtime.python}, ended"
+        words += f" ({_exit_words(self._process.returncode)}) before it was asked to"
+        return could_not_start(words, self._runtime, self._output.tail())
 
     def close(self) -> None:
         """End it and every process that it is an ancestor of; does not return before they are gone."""

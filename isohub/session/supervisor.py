@@ -28,10 +28,11 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
+from isohub.environments.runtime import HOST, Runtime
 from isohub.errors import (
     ConfinementError,
     IsohubError,
@@ -51,6 +52,7 @@ from isohub.sandbox.confine import UNCONFINED
 from isohub.sandbox.policy import Confinement, Sandbox
 from isohub.session.background import Background, Budget, Output
 from isohub.session.broker import Broker, Given
+from isohub.session.devices import Gpus, Traffic
 from isohub.session.gradients import GRAPHS_SHARE, Recording
 from isohub.session.options import Interruption
 from isohub.session.register import Row, start_ticks
@@ -62,7 +64,7 @@ from isohub.wire.channel import Channel, ChannelClosed, discard
 from isohub.wire.codec import Decoder, Encoder
 from isohub.wire.protocol import MAX_FRAME_BYTES, Conversation, Event, State
 
-__all__ = ["CallInterrupted", "Faulted", "Question", "Worker"]
+__all__ = ["CallInterrupted", "Faulted", "Question", "Versions", "Worker"]
 
 #: Importing torch over a slow network disk takes minutes; waiting for ever helps nobody.
 _START_TIMEOUT_S = 600.0
@@ -132,6 +134,18 @@ class Question:
     interruption: Interruption | None = None
 
 
+class Versions(NamedTuple):
+    """What a worker runs on, as it said once its packages were there: text of a closed form.
+
+    Attributes:
+        python: Such as "3.9.18".
+        torch: Such as "1.13.1+cpu".
+    """
+
+    python: str
+    torch: str
+
+
 class Worker:
     """One worker process. Thread-safe: questions of several threads are asked in turn.
 
@@ -144,6 +158,9 @@ class Worker:
         confinement: What it is confined by.
         placement: What it was to be confined to.
         watchdog: Looks at what it uses.
+        runtime: What it was started on.
+        versions: What it says that this is.
+        lacking: Names of dtypes that this process's torch has, and the worker's has not.
         started: ``time.monotonic()`` of its start.
         handles: The caller's handles to objects in it, by number.
         broker: Brings what it asks for while a question is open; without one all of that is refused.
@@ -163,8 +180,12 @@ class Worker:
         background: Background,
         placement: Placement,
         watchdog: Watchdog,
+        runtime: Runtime = HOST,
     ) -> None:
         self.name = name
+        self.runtime = runtime
+        self.versions = Versions("", "")
+        self.lacking: frozenset[str] = frozenset()
         self.commit = commit
         self.pid = 0
         self.ticks = 0
@@ -204,6 +225,7 @@ class Worker:
         policy = placement.policy
         limit = memory_limit_bytes(Sandbox() if isinstance(policy, str) else policy)
         self._graphs_limit_bytes = int(limit * GRAPHS_SHARE)
+        self._traffic = Traffic(Gpus.of(policy))
         self._known_arenas: list[Arena] = []  # those whose descriptors the worker has
         self._next_outbox_bytes = _SMALLEST_ARENA_BYTES
         self._released: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
@@ -366,7 +388,7 @@ class Worker:
                 body, arenas = self._pack(question, other)
                 self._stage = _Stage.SENDING
                 self._conversation.ask()
-                self._channel.send(body, [arena.descriptor for arena in arenas])
+                self._channel.send(body, [*(arena.descriptor for arena in arenas), *self._traffic.descriptors])
                 self._known_arenas = [arena for arena in (self._inbox, self._outbox) if arena is not None]
                 self._stage = _Stage.READING
                 answer = self._receive(question, remote)
@@ -418,9 +440,10 @@ class Worker:
     def _pack(self, question: Question, other: Callable[[Cargo, Any], Any]) -> tuple[bytes, list[Arena]]:
         """The message, and the arenas that the worker does not have yet."""
         cargo = Cargo()
-        encoder = Encoder(cargo, lambda value: other(cargo, value), exact=True)
+        encoder = Encoder(cargo, lambda value: other(cargo, value), exact=True, lacking=self.lacking)
         args = [encoder.encode(argument) for argument in question.args]
-        cargo.lay_out()
+        devices = self._traffic.lay_out(cargo)
+        offer = self._traffic.offer() if devices else None
         try:
             self._make_arenas(cargo.size_bytes)
         except OSError as error:
@@ -433,7 +456,11 @@ class Worker:
             ) from error
         if cargo.size_bytes:
             assert self._inbox is not None
+            if cargo.claims.devices:
+                self._inbox.lock_pages()
             cargo.write_to(self._inbox.address)
+        if devices:
+            self._traffic.write(cargo)
         arenas = {"inbox": self._inbox, "outbox": self._outbox}
         unknown = {
             name: arena
@@ -450,7 +477,7 @@ class Worker:
             "op": question.op,
             "target": question.target,
             "args": args,
-            "claims": cargo.claims,
+            "claims": cargo.claims[:2],
             "arenas": list(unknown),
             "released": released,
             "limit": question.limit_bytes,
@@ -459,6 +486,10 @@ class Worker:
             "inference": question.inference,
             "forgotten": forgotten,
         }
+        if devices:
+            message["devices"] = devices
+        if offer is not None:
+            message["offer"] = offer
         if question.modes:
             message["modes"] = question.modes
         if question.recording is not None:
@@ -550,11 +581,14 @@ class Worker:
         self._say(given, want.wish)
 
     def _await(self, descriptor: int) -> None:
-        """Return when this can be read; raise when the worker ends before, or time is over."""
+        """Return when this can be read; raise when the worker ends before, time is over, or the call is given up."""
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         poll.register(self._status.fileno(), select.POLLIN)
         poll.register(self._channel.fileno(), 0)  # its end alone
+        interruption = -1 if self._interruption is None else self._interruption.fileno()
+        if interruption >= 0:
+            poll.register(interruption, select.POLLIN)
         while True:
             ready = dict(poll.poll(_milliseconds(self._deadline)))
             if self._deadline is not None and time.monotonic() >= self._deadline:
@@ -563,6 +597,8 @@ class Worker:
                 raise ChannelClosed
             if descriptor in ready:
                 return
+            if interruption in ready:
+                raise CallInterrupted
 
     def _say(self, given: Given, wish: int) -> None:
         """Tell the worker what came of its wish."""
@@ -580,20 +616,25 @@ class Worker:
     def _decode(
         self, reply: Answer, descriptors: Sequence[int], question: Question, remote: Callable[[list[Any]], Any]
     ) -> Any:
-        claims = Claims(*reply.claims)
+        claims = Claims(*reply.claims, reply.devices)
         if len(descriptors) != (reply.via == "parcel"):
             raise ProtocolError(f"{len(descriptors)} descriptors with an answer by {reply.via}")
         if reply.via == "parcel":
             mapping = open_parcel(descriptors[0], question.limit_bytes)
             size = 0 if mapping is None else len(mapping)
-            storages, tensors = unload(claims, size, viewing(mapping))
+            place = self._traffic.placing(reply.devices, viewing(mapping))
+            storages, tensors = unload(claims, size, viewing(mapping), place)
             if not question.parcel:
                 self._next_outbox_bytes = min(max(self._next_outbox_bytes, size), _LARGEST_OUTBOX_BYTES)
         elif reply.via == "outbox":
             assert self._outbox is not None
-            storages, tensors = unload(claims, self._outbox.size_bytes, copying(self._outbox.address))
+            place = self._traffic.placing(reply.devices, viewing(self._outbox.carrier))
+            if place is not None:
+                self._outbox.lock_pages()
+            storages, tensors = unload(claims, self._outbox.size_bytes, copying(self._outbox.address), place)
         else:
-            storages, tensors = unload(claims, 0, viewing(b""))
+            place = self._traffic.placing(reply.devices, viewing(b""))
+            storages, tensors = unload(claims, 0, viewing(b""), place)
         value = Decoder(storages, tensors, remote).decode(reply.value)
         if reply.recorded:
             if question.recording is None:
@@ -605,6 +646,7 @@ class Worker:
         """Do not write to an input that the model kept; nor hold on to more than is needed."""
         if isinstance(reply, (Ready, Want)):
             return
+        self._traffic.answered(reply.took)
         if reply.kept or (self._inbox is not None and self._inbox.size_bytes > LARGEST_KEPT_BYTES):
             self._drop_inbox()
 
@@ -858,6 +900,7 @@ class Worker:
             if arena is not None:
                 arena.close()
         self._inbox = self._outbox = None
+        self._traffic.close()
         if self.row is not None:
             self.row.close()
         if self._proxy is not None:

@@ -30,6 +30,9 @@ class WorkerInfo:
         name: Such as ``org/repo@1a2b3c4``.
         reference: What was loaded first.
         commit: The commit whose code it runs.
+        environment: "host", or the key of the environment that it runs on.
+        python: Version of its Python, as it said; so is `torch`.
+        torch: Version of its torch.
         pid: Its process.
         session_pid: The process that loaded it.
         ticks: When it started, in the kernel's ticks: a number can become another process's.
@@ -48,6 +51,9 @@ class WorkerInfo:
     name: str
     reference: str
     commit: str
+    environment: str
+    python: str
+    torch: str
     pid: int
     session_pid: int
     ticks: int
@@ -96,6 +102,9 @@ def info_of(worker: Worker, reference: str) -> WorkerInfo:
         name=worker.name,
         reference=reference,
         commit=worker.commit,
+        environment=worker.runtime.key,
+        python=worker.versions.python,
+        torch=worker.versions.torch,
         pid=worker.pid,
         session_pid=os.getpid(),
         ticks=worker.ticks,
@@ -122,6 +131,9 @@ def _of_record(record: Recorded) -> WorkerInfo:
         name=record.name,
         reference=record.reference,
         commit=record.commit,
+        environment=record.environment,
+        python=record.python,
+        torch=record.torch,
         pid=record.pid,
         session_pid=record.session_pid,
         ticks=record.ticks,

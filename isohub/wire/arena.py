@@ -25,21 +25,27 @@ import fcntl
 import mmap
 import os
 import weakref
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from isohub.errors import ProtocolError
+from isohub.wire.device_memory import DeviceArena
+from isohub.wire.devices import Placing, copy_down, is_carried, page_lock, read_devices, slices_of
 from isohub.wire.protocol import MAX_DIMENSIONS, MAX_TENSORS
 
 __all__ = [
     "ALIGNMENT",
     "LARGEST_KEPT_BYTES",
+    "SMALLEST_DIRECT_BYTES",
     "Arena",
     "Cargo",
     "Claims",
+    "aligned",
     "copying",
     "dtype_named",
+    "dtype_names",
     "make_parcel",
     "open_parcel",
+    "storage_of",
     "unload",
     "viewing",
 ]
@@ -78,6 +84,9 @@ _DTYPE_SIZES = {
 
 _dtypes: Dict[str, Tuple[Any, int]] = {}
 
+#: Smaller ones are as fast by host memory: two waits for a GPU's stream take 100 µs (docs/decisions/0019).
+SMALLEST_DIRECT_BYTES = 4 << 20
+
 # One view that covers less than this share of its storage is sent as a contiguous copy instead.
 _SPARSE_VIEW_RATIO = 2
 
@@ -92,6 +101,19 @@ def dtype_named(name: str) -> Optional[Tuple[Any, int]]:
         if dtype is not None:
             known = _dtypes[name] = dtype, _DTYPE_SIZES[name]
     return known
+
+
+def dtype_names() -> List[str]:
+    """Names of the dtypes that may cross and that this process's torch has."""
+    return [name for name in _DTYPE_SIZES if dtype_named(name) is not None]
+
+
+def storage_of(tensor: Any) -> Any:
+    """A tensor's untyped storage, by the name that its torch has for it."""
+    try:
+        return tensor.untyped_storage()
+    except AttributeError:
+        return tensor._storage()  # torch 1.13
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -162,6 +184,10 @@ class Arena:
         """Map an arena that the caller sent. Side: worker."""
         return cls(descriptor, os.fstat(descriptor).st_size)
 
+    def lock_pages(self) -> bool:
+        """Let a GPU of this process read and write it directly; whether it does."""
+        return page_lock(self.carrier, self.address, self.size_bytes)
+
     def close(self) -> None:
         """Close the descriptor and let the mapping go once nothing views it."""
         if self.descriptor >= 0:
@@ -177,30 +203,38 @@ class Claims(NamedTuple):
     Attributes:
         storages: ``[offset_bytes, size_bytes]`` of each storage in the shared memory.
         tensors: ``[storage, dtype, offset_elements, shape, strides]`` of each tensor.
+        devices: ``[storage, name, direct]`` of each storage that is a GPU's; a direct one lies in that GPU's arena.
     """
 
     storages: Sequence[Sequence[int]]
     tensors: Sequence[Sequence[Any]]
+    devices: Sequence[Sequence[Any]] = ()
 
 
 class Cargo:
     """The tensors and bytes of one message, laid out for one copy. Side: both, as the sender."""
 
-    __slots__ = ("_blobs", "_groups", "_sources", "_tensors", "claims", "size_bytes")
+    __slots__ = (
+        "_blobs", "_device_sources", "_direct_sources", "_groups", "_sources", "_tensors", "claims", "device_bytes",
+        "size_bytes",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._tensors: List[Any] = []
         self._groups: Dict[int, List[int]] = {}
         self._blobs: List[bytes] = []
         self._sources: List[Tuple[int, int, int]] = []  # address, offset, size
+        self._device_sources: List[Tuple[Any, int]] = []  # bytes, offset
+        self._direct_sources: List[Tuple[str, Any, int]] = []  # device's name, bytes, offset
+        self.device_bytes: Dict[str, int] = {}  # what could go direct, by the name of a GPU
         self.claims = Claims((), ())
         self.size_bytes = 0
 
     def add_tensor(self, tensor: Any) -> int:
-        """Take a dense CPU tensor without conjugate or negative bit; returns its number in the table."""
+        """Take a dense tensor of the CPU or CUDA without conjugate or negative bit; returns its number in the table."""
         number = len(self._tensors)
         self._tensors.append(tensor)
-        address = tensor.untyped_storage().data_ptr()
+        address = storage_of(tensor).data_ptr()
         self._groups.setdefault(address if address else -1 - number, []).append(number)
         return number
 
@@ -209,21 +243,24 @@ class Cargo:
         self._blobs.append(blob)
         return len(self._blobs) - 1
 
-    def lay_out(self) -> None:
-        """Fix the tables: after this nothing is added, and `claims` and `size_bytes` hold."""
+    def lay_out(self, room: Optional[Mapping[str, int]] = None) -> None:
+        """Fix the tables: after this nothing is added, and `claims`, `size_bytes` and `device_bytes` hold.
+
+        Args:
+            room: Bytes of the arena on each GPU, by its name. What does not fit goes by host memory.
+        """
         storages: List[List[int]] = []
         rows: List[Any] = [None] * len(self._tensors)
+        devices: List[Any] = []
         offset = 0
         for blob in self._blobs:
             storages.append([offset, len(blob)])
-            offset += -(-len(blob) // ALIGNMENT) * ALIGNMENT
+            offset += aligned(len(blob))
         for members in self._groups.values():
             start, end = self._span(members)
             first = self._tensors[members[0]]
-            address = first.untyped_storage().data_ptr() + start if end > start else 0
-            number = len(storages)
-            storages.append([offset, end - start])
-            self._sources.append((address, offset, end - start))
+            address = storage_of(first).data_ptr() + start if end > start else 0
+            number, size = len(storages), end - start
             for member in members:
                 tensor = self._tensors[member]
                 shift = start // tensor.element_size() if tensor.numel() else tensor.storage_offset()
@@ -235,9 +272,29 @@ class Cargo:
                     list(tensor.shape),
                     list(tensor.stride()),
                 ]
-            offset += -(-(end - start) // ALIGNMENT) * ALIGNMENT
-        self.claims = Claims(storages, rows)
+            if is_carried(first.device):
+                name, held = str(first.device), _bytes_of(first, start, end)
+                used, direct = self.device_bytes.get(name, 0), False
+                if size >= SMALLEST_DIRECT_BYTES:
+                    self.device_bytes[name] = used + aligned(size)
+                    direct = room is not None and self.device_bytes[name] <= room.get(name, 0)
+                devices.append([number, name, direct])
+                if direct:
+                    storages.append([used, size])
+                    self._direct_sources.append((name, held, used))
+                    continue
+                self._device_sources.append((held, offset))
+            else:
+                self._sources.append((address, offset, size))
+            storages.append([offset, size])
+            offset += aligned(size)
+        self.claims = Claims(storages, rows, devices)
         self.size_bytes = offset
+
+    @property
+    def direct_bytes(self) -> int:
+        """What goes by arenas on GPUs."""
+        return sum(held.numel() for _, held, _ in self._direct_sources)
 
     def _span(self, members: List[int]) -> Tuple[int, int]:
         """First and last byte, within their storage, that these tensors touch."""
@@ -267,6 +324,20 @@ class Cargo:
         for source, offset, size in self._sources:
             if size:
                 ctypes.memmove(address + offset, source, size)
+        for held, offset in self._device_sources:
+            if held.numel():
+                copy_down(held, address + offset, held.numel())
+
+    def write_devices(self, arenas: Mapping[str, DeviceArena]) -> None:
+        """Copy what goes direct to the arenas on the GPUs; it is there when this returns.
+
+        Args:
+            arenas: By the names of this side's devices; those that `lay_out` had room in.
+        """
+        for name, held, offset in self._direct_sources:
+            arenas[name].write(held, offset)
+        for name in {name for name, _, _ in self._direct_sources}:
+            arenas[name].wait()
 
     def write_file(self, descriptor: int) -> None:
         """Copy everything to a file by ``pwrite``, so that it need not be mapped.
@@ -279,6 +350,22 @@ class Cargo:
         for source, offset, size in self._sources:
             if size:
                 _write_whole(descriptor, memoryview((ctypes.c_char * size).from_address(source)).cast("B"), offset)
+        for held, offset in self._device_sources:
+            for place, data in slices_of(held):
+                _write_whole(descriptor, data, offset + place)
+
+
+def aligned(size: int) -> int:
+    """What a storage of that size takes in shared memory, bytes."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _bytes_of(tensor: Any, start: int, end: int) -> Any:
+    """Those bytes of a tensor's storage, as uint8[end - start] on its device."""
+    import torch
+
+    held = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+    return held.set_(storage_of(tensor), start, (end - start,), (1,))
 
 
 def _extent(tensor: Any) -> Tuple[int, int]:
@@ -360,8 +447,8 @@ def viewing(memory: Any) -> Callable[[int, int], Any]:
 
     def storage(offset: int, size: int) -> Any:
         if size == 0:
-            return torch.empty(0, dtype=torch.uint8).untyped_storage()
-        return torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=offset).untyped_storage()
+            return storage_of(torch.empty(0, dtype=torch.uint8))
+        return storage_of(torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=offset))
 
     return storage
 
@@ -372,9 +459,9 @@ def copying(address: int) -> Callable[[int, int], Any]:
 
     def storage(offset: int, size: int) -> Any:
         if size >= _SMALLEST_REUSED_BYTES:
-            own = torch.frombuffer(_reusable.take(size), dtype=torch.uint8, count=size).untyped_storage()
+            own = storage_of(torch.frombuffer(_reusable.take(size), dtype=torch.uint8, count=size))
         else:
-            own = torch.empty(size, dtype=torch.uint8).untyped_storage()
+            own = storage_of(torch.empty(size, dtype=torch.uint8))
         if size:
             ctypes.memmove(own.data_ptr(), address + offset, size)
         return own
@@ -422,16 +509,19 @@ class _Reusable:
 _reusable = _Reusable()
 
 
-def unload(claims: Claims, size_bytes: int, storage_at: Callable[[int, int], Any]) -> Tuple[List[Any], List[Any]]:
+def unload(
+    claims: Claims, size_bytes: int, storage_at: Callable[[int, int], Any], place: Optional[Placing] = None
+) -> Tuple[List[Any], List[Any]]:
     """The storages and tensors that the tables describe. Side: both.
 
     Args:
         claims: The tables. Trust: in the caller, a worker's; every number is checked here.
         size_bytes: How much memory there is.
         storage_at: Makes a storage of (offset, size); `viewing` or `copying`.
+        place: Makes those of GPUs, where they are wanted there (`devices.placing`).
 
     Returns:
-        Untyped storages, and strided CPU tensors over them with their aliases kept.
+        Untyped storages, and strided tensors over them with their aliases kept.
 
     Raises:
         ProtocolError: A number does not fit: out of bounds, negative, of a wrong type, an unknown dtype.
@@ -440,16 +530,24 @@ def unload(claims: Claims, size_bytes: int, storage_at: Callable[[int, int], Any
 
     if len(claims.tensors) > MAX_TENSORS or len(claims.storages) > MAX_TENSORS:
         raise ProtocolError(f"{len(claims.tensors)} tensors in one message; at most {MAX_TENSORS} may come")
+    devices = read_devices(claims.devices, len(claims.storages)) if claims.devices else {}
     storages: List[Any] = []
     total = 0
-    for place in claims.storages:
-        offset, size = _whole_numbers(place, 2)
+    for number, placed_at in enumerate(claims.storages):
+        offset, size = _whole_numbers(placed_at, 2)
+        name, direct = devices.get(number, ("", False))
+        if direct:
+            if place is None:
+                raise ProtocolError("a storage in the memory of a GPU that nobody shares")
+            storages.append(storage_of(place(name, direct, offset, size)))
+            continue
         if offset + size > size_bytes or offset % ALIGNMENT:
             raise ProtocolError(f"a storage at {offset} of {size} bytes in {size_bytes} bytes of memory")
         total += size
         if total > size_bytes:  # entries that overlap would multiply what is copied
             raise ProtocolError(f"storages of more than {size_bytes} bytes in {size_bytes} bytes of memory")
-        storages.append(storage_at(offset, size))
+        placed = place(name, direct, offset, size) if place is not None and name else None
+        storages.append(storage_at(offset, size) if placed is None else storage_of(placed))
     tensors: List[Any] = []
     looked_at = 0
     for row in claims.tensors:
@@ -470,12 +568,16 @@ def unload(claims: Claims, size_bytes: int, storage_at: Callable[[int, int], Any
         dtype, itemsize = known
         _check_extent(shape, strides, offset, itemsize, storages[number].nbytes())
         # set_ is the one call that makes a tensor of any strides over a given storage.
+        storage = storages[number]
+        device = storage.device if devices else None
         if dtype is torch.complex32:  # made directly it warns, which is an exception where warnings are errors
-            tensor = torch.empty(0, dtype=torch.uint8).view(dtype)
+            tensor = torch.empty(0, dtype=torch.uint8, device=device).view(dtype)
         else:
-            tensor = torch.empty(0, dtype=dtype)
-        tensor.set_(storages[number], offset, tuple(shape), tuple(strides))
-        if dtype is torch.bool:
+            tensor = torch.empty(0, dtype=dtype, device=device)
+        tensor.set_(storage, offset, tuple(shape), tuple(strides))
+        if dtype is torch.bool and device is not None and device.type != "cpu":
+            tensor = tensor.view(torch.uint8).ne(0)  # other bytes than 0 and 1 are none: `_of_bools`
+        elif dtype is torch.bool:
             start, end = _extent(tensor)
             looked_at += end - start
             if looked_at > _BOOL_LOOKS * size_bytes + ALIGNMENT:
@@ -520,14 +622,14 @@ def _of_bools(tensor: Any, start: int, end: int) -> Any:
     """
     import torch
 
-    address = tensor.untyped_storage().data_ptr()
+    address = storage_of(tensor).data_ptr()
     for place in range(start, end, _BOOL_STEP_BYTES):
         if ctypes.string_at(address + place, min(_BOOL_STEP_BYTES, end - place)).translate(None, b"\x00\x01"):
             break
     else:
         return tensor
     data = bytearray(ctypes.string_at(address + start, end - start).translate(_TO_BOOL))
-    own = torch.frombuffer(data, dtype=torch.uint8).untyped_storage()
+    own = storage_of(torch.frombuffer(data, dtype=torch.uint8))
     return torch.empty(0, dtype=torch.bool).set_(own, tensor.storage_offset() - start, tensor.shape, tensor.stride())
 
 

@@ -22,10 +22,11 @@ import math
 import re
 import sys
 from collections import OrderedDict
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Sequence, Set, Tuple
 
 from isohub.errors import ProtocolError, printable
-from isohub.wire.arena import Cargo, dtype_named
+from isohub.wire.arena import Cargo, dtype_named, storage_of
+from isohub.wire.devices import is_carried
 from isohub.wire.forms import image_form, read_image, read_tensor, tensor_form
 from isohub.wire.protocol import MAX_DEPTH, MAX_NODES
 from isohub.wire.records import EnumRecord, MappingRecord, TupleRecord
@@ -39,7 +40,7 @@ from isohub.wire.standard import (
     standard_form,
 )
 
-__all__ = ["TAGS", "Decoder", "Encoder", "TooLargeToEncode"]
+__all__ = ["TAGS", "Decoder", "Encoder", "LackedDtype", "TooLargeToEncode"]
 
 #: tag: what it stands for, and what follows it. `docs/wire.md` is held against this table.
 TAGS: Dict[str, str] = {
@@ -67,7 +68,7 @@ TAGS: Dict[str, str] = {
     "n": "numpy scalar: dtype's name, value",
     "K": "torch.Tensor that is sparse or meta: layout, and what `wire.md` says of each",
     "Q": "quantised torch.Tensor: dtype's name, numbers, scale, zero point; or numbers, scales, zero points, axis",
-    "D": "numpy array of dates, text, bytes or records: whether a scalar, dtype, Size, bytes",
+    "D": "numpy array that is no tensor (dates, text, bytes, records): whether a scalar, dtype, Size, bytes",
     "h": "standard value: 'datetime', 'date', 'time', 'timedelta', 'Decimal', 'Fraction', 'UUID' or 'path', text",
     "E": "member of an enumeration: class name, member's name, value",
     "I": "PIL image, from the caller to a worker only: mode, width, height, bytes, palette, info",
@@ -105,6 +106,10 @@ class TooLargeToEncode(Exception):  # noqa: N818 - a signal between Encoder and 
     """More than `MAX_NODES` values in one message."""
 
 
+class LackedDtype(Exception):  # noqa: N818 - a signal between Encoder and its owner, never shown
+    """A value is of a dtype that the other side's torch lacks; `args` has its name."""
+
+
 class Encoder:
     """Turns one message's values into JSON and cargo. Side: both, as the sender.
 
@@ -112,16 +117,20 @@ class Encoder:
         cargo: Takes the tensors and bytes.
         other: Encodes what is outside of the closed set; returns a whole ``[tag, ...]``.
         exact: Whether subclasses and dataclasses go to `other` too: a side that may pickle keeps what they are.
+        lacking: Names of dtypes that the other side's torch does not have.
     """
 
-    def __init__(self, cargo: Cargo, other: Other, exact: bool = False) -> None:
+    def __init__(self, cargo: Cargo, other: Other, exact: bool = False, lacking: FrozenSet[str] = frozenset()) -> None:
         import torch
 
         self._torch = torch
         self._cargo = cargo
         self._other = other
         self._exact = exact
+        self._lacking = lacking
         self._named = hasattr(torch.Tensor, "has_names")  # torch 2.13 has dropped them
+        # Until torch 2.0 by the name that now stands for more.
+        self._plainly = getattr(torch._C, "DisableTorchFunctionSubclass", None) or torch._C.DisableTorchFunction
         self._open: Set[int] = set()
         self._nodes = 0
         #: Tensors that require a gradient, and their numbers in the table.
@@ -134,6 +143,7 @@ class Encoder:
 
         Raises:
             TooLargeToEncode: It holds more than `MAX_NODES` values.
+            LackedDtype: A dtype in it is not known where it goes to.
         """
         self._nodes += 1
         if self._nodes > MAX_NODES:
@@ -234,7 +244,7 @@ class Encoder:
         torch = self._torch
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
             _say_plain(type(tensor))
-            with torch._C.DisableTorchFunctionSubclass():  # the subclass's own code has no say in its numbers
+            with self._plainly():  # the subclass's own code has no say in its numbers
                 return self._plain_tensor(tensor)
         return self._plain_tensor(tensor)
 
@@ -245,12 +255,12 @@ class Encoder:
             kept = _is_subclass_with_parts(tensor) or (tensor.requires_grad and not tensor.is_meta)
             form = None if kept else tensor_form(self, tensor)
             return self._other(tensor) if form is None else form
-        if dtype_named(str(tensor.dtype)[6:]) is None or _is_wrapper(tensor):
+        if not self.may_cross(str(tensor.dtype)[6:]) or _is_wrapper(tensor):
             return self._other(tensor)
         source = tensor
         if type(tensor) is not torch.Tensor or tensor.requires_grad:
             tensor = tensor.detach().as_subclass(torch.Tensor)
-        if tensor.device.type != "cpu":
+        if tensor.device.type != "cpu" and not is_carried(tensor.device):
             tensor = tensor.cpu()
         if self._named and tensor.has_names():
             _say_plain("names of dimensions")
@@ -263,7 +273,8 @@ class Encoder:
         return ["T", number]
 
     def _array(self, numpy: Any, array: Any) -> Any:
-        if array.dtype.name not in _NUMPY_SCALARS:
+        name = array.dtype.name
+        if name not in _NUMPY_SCALARS or name in self._lacking or dtype_named(name) is None:
             form = array_form(self, numpy, array)
             return self._other(array) if form is None else form
         if not array.flags.writeable or not array.dtype.isnative or any(stride < 0 for stride in array.strides):
@@ -276,7 +287,17 @@ class Encoder:
 
     def _dtype(self, dtype: Any) -> Any:
         name = str(dtype)[6:]
-        return ["y", name] if dtype_named(name) is not None else self._other(dtype)
+        return ["y", name] if self.may_cross(name) else self._other(dtype)
+
+    def may_cross(self, name: str) -> bool:
+        """Whether a dtype is one of those that may cross, and is in this torch.
+
+        Raises:
+            LackedDtype: The other side's torch does not have it.
+        """
+        if name in self._lacking:
+            raise LackedDtype(name)
+        return dtype_named(name) is not None
 
 
 # How each exact type is written; filled with the first encoder, since torch is imported late.
@@ -318,6 +339,7 @@ class Decoder:
         tensors: Likewise.
         remote: Makes what an ``["r", ...]`` stands for, from what follows the tag. It checks that itself.
         unpickle: Reads a caller's pickle; given by a worker only. Without it the tag is refused.
+        move: Puts each tensor where it belongs; given by a worker only.
     """
 
     def __init__(
@@ -326,11 +348,14 @@ class Decoder:
         tensors: Sequence[Any],
         remote: Callable[[List[Any]], Any],
         unpickle: Optional[Callable[[bytes], Any]] = None,
+        move: Optional[Callable[[Any], Any]] = None,
     ) -> None:
         self._storages = storages
         self._tensors = tensors
         self._remote = remote
         self._unpickle = unpickle
+        self._move = move
+        self._moved: Dict[Any, Any] = {}  # by place: a tensor that is given twice stays one
         self._nodes = 0
         self._read: Set[int] = set()  # storages that were read as bytes
 
@@ -376,11 +401,22 @@ class Decoder:
             raise ProtocolError(f"number {number} in a table of {len(table)}")
         return table[number]
 
+    def _tensor(self, tree: List[Any], _depth: int) -> Any:
+        tensor = self._numbered(tree, self._tensors)
+        if self._move is None:
+            return tensor
+        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) if tensor.numel() else tree[1]
+        if place not in self._moved:
+            self._moved[place] = self._move(tensor)
+        return self._moved[place]
+
     def _bytes(self, tree: List[Any]) -> bytes:
         storage = self._numbered(tree, self._storages)
         if tree[1] in self._read:  # an encoder gives each its own; one that is read often would multiply memory
             raise ProtocolError("bytes that are read twice")
         self._read.add(tree[1])
+        if storage.device.type != "cpu":
+            raise ProtocolError("bytes on a GPU")
         return _storage_bytes(storage)
 
     def _set(self, tree: List[Any], depth: int) -> List[Any]:
@@ -432,8 +468,19 @@ class Decoder:
             raise ProtocolError(f"a dtype {printable(name[:40])!r}, which is not among those that may cross")
         return known[0]
 
+    def _numpy(self) -> Any:
+        try:
+            import numpy
+        except ImportError as error:
+            if self._unpickle is None:
+                raise ProtocolError("a numpy value, and numpy is not installed here") from error
+            raise ImportError(
+                "an argument is a numpy value, and numpy is not installed where this repo runs"
+            ) from error
+        return numpy
+
     def _array(self, tree: List[Any]) -> Any:
-        _numpy()
+        self._numpy()
         tensor = self._numbered(tree, self._tensors)
         try:
             return tensor.numpy()
@@ -446,7 +493,7 @@ class Decoder:
         value = self.decode(tree[2], depth)
         if type(value) not in (bool, int, float, complex):
             raise ProtocolError("a numpy scalar that is no number")
-        numpy = _numpy()
+        numpy = self._numpy()
         dtype = numpy.dtype(tree[1])
         try:
             held = dtype.kind not in "iu" or numpy.iinfo(dtype).min <= value <= numpy.iinfo(dtype).max
@@ -478,7 +525,7 @@ class Decoder:
         return MappingRecord(record.class_name, list(record.items()), [_name(name) for name in tree[2]])
 
     def _other_array(self, tree: List[Any], depth: int) -> Any:
-        return read_array(self, _numpy(), tree, depth)
+        return read_array(self, self._numpy(), tree, depth)
 
     def _enum(self, tree: List[Any], depth: int) -> Any:
         if len(tree) != 4:
@@ -514,7 +561,7 @@ _READERS: Dict[str, Callable[[Decoder, List[Any], int], Any]] = {
     "x": lambda self, tree, depth: slice(*self._three(tree, depth)),
     "g": Decoder._range,
     "e": lambda self, tree, depth: Ellipsis,
-    "T": lambda self, tree, depth: self._numbered(tree, self._tensors),
+    "T": Decoder._tensor,
     "Z": Decoder._size,
     "y": lambda self, tree, depth: self._dtype(tree),
     "v": lambda self, tree, depth: self._device(tree),
@@ -610,14 +657,6 @@ def _storage_bytes(storage: Any) -> bytes:
     return ctypes.string_at(storage.data_ptr(), storage.nbytes()) if storage.nbytes() else b""
 
 
-def _numpy() -> Any:
-    try:
-        import numpy
-    except ImportError as error:
-        raise ProtocolError("a numpy value, and numpy is not installed here") from error
-    return numpy
-
-
 def _class_name(value: Any) -> str:
     name = value.class_name if isinstance(value, (TupleRecord, MappingRecord)) else type(value).__name__
     return name.encode("utf-8", "replace").decode("utf-8")[:_MAX_NAME_CHARS]
@@ -704,6 +743,6 @@ def _is_wrapper(tensor: Any) -> bool:
 
 def _has_memory(tensor: Any) -> bool:
     try:
-        return bool(tensor.untyped_storage().data_ptr())
+        return bool(storage_of(tensor).data_ptr())
     except RuntimeError:
         return False

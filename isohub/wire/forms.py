@@ -15,13 +15,14 @@ Source: torch 2.13 (aten/src/ATen/SparseCsrTensorUtils.h, quantized/Quantizer.cp
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import warnings
 from typing import Any, List, Optional
 
 from isohub.errors import ProtocolError, printable
-from isohub.wire.arena import dtype_named
+from isohub.wire.arena import dtype_named, storage_of
 from isohub.wire.protocol import MAX_DIMENSIONS
 
 __all__ = ["image_form", "read_image", "read_tensor", "tensor_form"]
@@ -50,7 +51,7 @@ def tensor_form(encoder: Any, tensor: Any) -> Optional[List[Any]]:
     if tensor.is_nested:
         return None
     if tensor.is_meta:
-        if tensor.layout is not torch.strided or tensor.is_quantized or dtype_named(str(tensor.dtype)[6:]) is None:
+        if tensor.layout is not torch.strided or tensor.is_quantized or not encoder.may_cross(str(tensor.dtype)[6:]):
             return None
         return ["K", "meta", str(tensor.dtype)[6:], ["Z", *tensor.shape], ["Z", *tensor.stride()]]
     if tensor.device.type != "cpu":
@@ -163,7 +164,24 @@ def _read_sparse(decoder: Any, tree: List[Any], depth: int) -> Any:
     if compressed.dtype != plain.dtype:
         raise ProtocolError("a sparse tensor with indices of two types")
     layout = getattr(torch, f"sparse_{tree[1]}")
-    return torch.sparse_compressed_tensor(compressed, plain, values, size, layout=layout, check_invariants=True)
+    make = torch.sparse_compressed_tensor
+    if not _checks_on_demand():
+        return make(compressed, plain, values, size, layout=layout)
+    return make(compressed, plain, values, size, layout=layout, check_invariants=True)
+
+
+@functools.lru_cache(maxsize=1)
+def _checks_on_demand() -> bool:
+    """Whether torch takes these keywords (2.1 and later). A worker may lack them; what comes there is the caller's."""
+    import torch
+
+    try:
+        torch.sparse_coo_tensor(
+            torch.empty((1, 0), dtype=torch.int64), torch.empty(0), (1,), is_coalesced=True, check_invariants=True
+        )
+    except TypeError:
+        return False
+    return True
 
 
 def _read_coo(size: List[int], indices: Any, values: Any, coalesced: Any) -> Any:
@@ -180,6 +198,8 @@ def _read_coo(size: List[int], indices: Any, values: Any, coalesced: Any) -> Any
         for row, limit in zip(indices, size):
             if int(row.min()) < 0 or int(row.max()) >= limit:
                 raise ProtocolError("a sparse tensor with an index outside of it")
+    if not _checks_on_demand():
+        return torch.sparse_coo_tensor(indices, values, size)._coalesced_(coalesced)
     return torch.sparse_coo_tensor(indices, values, size, is_coalesced=coalesced, check_invariants=True)
 
 
@@ -219,7 +239,7 @@ def _strided(value: Any, names: Any = None) -> Any:
         raise ProtocolError("a part of a tensor that is no plain one")
     if names is not None and str(value.dtype)[6:] not in names:
         raise ProtocolError(f"a part of a tensor of {value.dtype}; expected one of {list(names)}")
-    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+    if value.numel() * value.element_size() > storage_of(value).nbytes():
         raise ProtocolError("a part of a tensor that is larger than its memory")
     return value
 

@@ -81,7 +81,7 @@ def examine(directory: str) -> NoReturn:
     """
     place = os.path.join(directory, "root")
     os.mkdir(place, 0o700)
-    first = Machine.look(_PACKAGE, None)
+    first = Machine.look(_PACKAGE, [], None)
     known = first.name in ARCHITECTURES
     reason = namespaces.fault(place, first.name) if known else "no system call numbers for this machine"
     machine = first._replace(namespaces=reason)

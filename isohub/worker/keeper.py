@@ -57,7 +57,7 @@ def surround(arguments: List[str], control: int, directory: str) -> Optional[str
     if machine not in ARCHITECTURES:
         return f"{machine} is not supported"
     place = os.path.join(directory, "root")
-    os.mkdir(place, 0o700)
+    os.makedirs(place, 0o700, exist_ok=True)  # there already for a zygote that starts anew
     reason = namespaces.fault(place, machine)
     if reason is not None:
         return reason

@@ -53,4 +53,9 @@ def _enter(modes: Dict[str, Any], stack: contextlib.ExitStack) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # where there is no such device here, it changes nothing
             autocast = torch.autocast(device_type, dtype=getattr(torch, dtype), cache_enabled=cache)
+        if device_type == "cpu" and not autocast._enabled:
+            raise TypeError(
+                f"the caller has torch.autocast('cpu', dtype=torch.{dtype}) on, and this worker's torch "
+                f"{torch.__version__} has none for that dtype; torch.bfloat16 is in every version"
+            )
         stack.enter_context(autocast)

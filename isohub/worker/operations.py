@@ -213,7 +213,16 @@ def unpickled(data: bytes, objects: Dict[int, Tuple[Any, int]]) -> Any:
         data: The caller's bytes.
         objects: What lives here, by number.
     """
-    return _Unpickler(data, objects).load()
+    try:
+        return _Unpickler(data, objects).load()
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "cloudpickle":
+            raise
+        raise ModuleNotFoundError(
+            "functions and classes of the caller's own come by cloudpickle, which this worker's environment does not "
+            "have; what is installed in it comes without",
+            name=error.name,
+        ) from None
 
 
 def _exception(pickled: Optional[bytes], names: Sequence[str], text: str) -> BaseException:

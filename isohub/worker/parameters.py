@@ -1,13 +1,36 @@
-"""One parameter of a module here, by its name: its gradient, and whether it has one.
+"""Parameters of a module here: one by its name, with its gradient; and all of them, as often as they are there.
 
 Side: worker. Trust: the caller's.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Iterable, Iterator, Tuple
 
-__all__ = ["act_on_parameter"]
+__all__ = ["act_on_parameter", "every_member"]
+
+
+def every_member(module: Any, what: str, recurse: bool) -> Iterable[Tuple[str, Any]]:
+    """Parameters or buffers with their names, those that are there twice given twice.
+
+    Args:
+        module: Whose.
+        what: ``parameters`` or ``buffers``.
+        recurse: Whether those of its submodules too.
+    """
+    method = getattr(module, f"named_{what}")
+    try:
+        members: Iterable[Tuple[str, Any]] = method(recurse=recurse, remove_duplicate=False)
+    except TypeError:  # the keyword came with torch 2.0
+        return _walked(module, what, recurse)
+    return members
+
+
+def _walked(module: Any, what: str, recurse: bool) -> Iterator[Tuple[str, Any]]:
+    for prefix, part in module.named_modules(remove_duplicate=False) if recurse else [("", module)]:
+        for name, item in vars(part)[f"_{what}"].items():
+            if item is not None:
+                yield (f"{prefix}.{name}" if prefix else name), item
 
 
 def act_on_parameter(module: Any, name: str, act: str, value: Any) -> Any:

@@ -18,24 +18,36 @@ import signal
 import sys
 import traceback
 import types
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, Tuple
 
 from isohub.errors import ProtocolError
 from isohub.sandbox.confine import Confined
-from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, Claims, copying, make_parcel, unload, viewing
+from isohub.wire.arena import (
+    LARGEST_KEPT_BYTES,
+    Arena,
+    Cargo,
+    Claims,
+    copying,
+    dtype_names,
+    make_parcel,
+    unload,
+    viewing,
+)
 from isohub.wire.channel import ChannelClosed
-from isohub.wire.codec import Decoder, Encoder, TooLargeToEncode
-from isohub.wire.protocol import MAX_FRAME_BYTES, MAX_PARTS, MAX_REFERENCES
+from isohub.wire.codec import Decoder, Encoder, LackedDtype, TooLargeToEncode
+from isohub.wire.protocol import MAX_FRAME_BYTES, MAX_PARTS, MAX_REFERENCES, close_descriptors
 from isohub.worker import storages
 from isohub.worker.caller import Caller, dump
 from isohub.worker.compiling import compile_module
+from isohub.worker.devices import SharedGpus, mover_to
 from isohub.worker.downloads import Downloads
 from isohub.worker.evaluating import Evaluator
 from isohub.worker.hubconf import Hubconf, HubconfFailed, seed_everything
 from isohub.worker.measuring import Measurements
 from isohub.worker.modes import entered
 from isohub.worker.operations import OPERATIONS, Operations, sort_of, unpickled
-from isohub.worker.parameters import act_on_parameter
+from isohub.worker.packages import versions
+from isohub.worker.parameters import act_on_parameter, every_member
 from isohub.worker.tapes import Tapes
 
 __all__ = ["Server", "serve"]
@@ -74,17 +86,25 @@ class _TooLarge(Exception):  # noqa: N818 - turned into a message at once
     pass
 
 
-def serve(end: Any, confined: Confined) -> None:
-    """Answer the caller on this socket until it closes."""
-    seed_everything(None)
+def serve(end: Any, confined: Confined, take_in: Callable[[], None]) -> None:
+    """Answer the caller on this socket until it closes.
+
+    Args:
+        end: The socket.
+        confined: What confines this process, which is said before anything else is done.
+        take_in: Brings the environment's packages, which may be anybody's, on the first question (`do_prepare`).
+    """
     caller = Caller(end)
-    downloads = Downloads(caller)
-    downloads.install()
-    storages.install()
-    server = Server(downloads)
-    signal.signal(signal.SIGINT, server.interrupted)
     try:
         caller.greet(confined)
+        question, descriptors = caller.hear()
+        try:
+            server = _prepared(caller, take_in)
+        except BaseException as error:
+            close_descriptors(descriptors)
+            caller.answer(dump({**_describe(error), "number": question["number"], "kept": False}), [])
+            return
+        caller.answer(*server.answer(question, descriptors))
         while True:
             caller.answer(*server.answer(*caller.hear()))
     except ChannelClosed:
@@ -95,6 +115,17 @@ def serve(end: Any, confined: Confined) -> None:
     sys.stderr.flush()
 
 
+def _prepared(caller: Caller, take_in: Callable[[], None]) -> Server:
+    take_in()
+    seed_everything(None)
+    downloads = Downloads(caller)
+    downloads.install()
+    storages.install()
+    server = Server(downloads)
+    signal.signal(signal.SIGINT, server.interrupted)
+    return server
+
+
 class Server(Operations, Measurements):
     """The objects that live here, and what may be done with them."""
 
@@ -103,6 +134,7 @@ class Server(Operations, Measurements):
         self._downloads = downloads
         self._hubconf = Hubconf()
         self._tapes = Tapes()
+        self._gpus = SharedGpus()
         self._objects: Dict[int, Tuple[Any, int]] = {}  # number: object, how often it was sent
         self._numbers: Dict[int, int] = {}  # id: number
         self._next = 1
@@ -111,6 +143,8 @@ class Server(Operations, Measurements):
         self._outbox: Optional[Arena] = None
         self._interruptible = False
         self._referred = 0
+        self._callers_torch = ""
+        self._lacking: FrozenSet[str] = frozenset()  # dtypes of this torch that the caller's does not have
 
     def interrupted(self, *_: object) -> None:
         """The caller does not wait any more (SIGINT): stop what runs, and stay."""
@@ -122,6 +156,10 @@ class Server(Operations, Measurements):
         """One answer, whatever happens: a frame's body, and descriptors that the sender then closes."""
         number = question["number"]
         self._attach(question["arenas"], descriptors)
+        self._gpus.begin()
+        took = None
+        if "offer" in question:
+            took = self._gpus.take(question["offer"], descriptors[len(question["arenas"]) :])
         try:
             self._tapes.forget(question["forgotten"])
             if question["released"]:
@@ -131,6 +169,8 @@ class Server(Operations, Measurements):
         except BaseException as error:
             reply, parcel = _describe(error), None
         reply["number"] = number
+        if took is not None:
+            reply["took"] = took
         # After the exception and everything that it held are gone.
         reply["kept"] = self._inbox_is_held()
         if reply["kept"] or (self._inbox is not None and self._inbox.size_bytes > LARGEST_KEPT_BYTES):
@@ -140,7 +180,8 @@ class Server(Operations, Measurements):
             if parcel is not None:
                 os.close(parcel)
             too_large = _TooLarge(f"the answer takes {len(body)} bytes of text; the wire takes {MAX_FRAME_BYTES}")
-            return dump({**_describe(too_large), "number": number, "kept": reply["kept"]}), []
+            told = {"number": number, "kept": reply["kept"], **({} if took is None else {"took": took})}
+            return dump({**_describe(too_large), **told}), []
         return body, [] if parcel is None else [parcel]
 
     def _attach(self, arenas: Sequence[str], descriptors: Sequence[int]) -> None:
@@ -191,17 +232,25 @@ class Server(Operations, Measurements):
     def _arguments(self, question: Dict[str, Any]) -> List[Any]:
         storages: List[Any] = []
         tensors: List[Any] = []
-        claims = Claims(*question["claims"])
+        claims = Claims(*question["claims"])._replace(devices=question.get("devices", ()))
         if claims.storages:
-            assert self._inbox is not None
+            inbox = self._inbox  # without one nothing has a size
+            view = viewing(b"" if inbox is None else inbox.carrier)
             # A graph would keep the inbox; what it keeps is its own.
-            storage_at = copying(self._inbox.address) if question.get("record") else viewing(self._inbox.carrier)
-            storages, tensors = unload(claims, self._inbox.size_bytes, storage_at)
+            storage_at = copying(inbox.address) if question.get("record") and inbox is not None else view
+            place = None
+            if claims.devices:
+                if inbox is not None:
+                    inbox.lock_pages()
+                place = self._gpus.placing(view)
+            storages, tensors = unload(claims, 0 if inbox is None else inbox.size_bytes, storage_at, place)
         if question.get("record"):
             self._tapes.admit(question["record"]["inputs"], tensors)
-        decoder = Decoder(storages, tensors, self._dereference, lambda data: unpickled(data, self._objects))
-        args = [decoder.decode(argument) for argument in question["args"]]
-        return args if question["target"] is None else [self._objects[question["target"]][0], *args]
+        target = [] if question["target"] is None else [self._objects[question["target"]][0]]
+        # Of a caller that has no GPU, or does not use it: the model would refuse every input.
+        move = mover_to(target[0]) if question["op"] == "call" and not claims.devices else None
+        decoder = Decoder(storages, tensors, self._dereference, lambda data: unpickled(data, self._objects), move)
+        return [*target, *(decoder.decode(argument) for argument in question["args"])]
 
     def _dereference(self, reference: List[Any]) -> Any:
         return self._objects[reference[0]][0]
@@ -211,24 +260,35 @@ class Server(Operations, Measurements):
         cargo = Cargo()
         self._referred = 0
         try:
-            encoder = Encoder(cargo, self._refer)
+            encoder = Encoder(cargo, self._refer, lacking=self._lacking)
             tree = encoder.encode(value)
+        except LackedDtype as error:
+            raise TypeError(
+                f"the answer holds torch.{error.args[0]}, which this worker's torch {versions()[1]} has, and the "
+                f"caller's torch {self._callers_torch} does not"
+            ) from None
         except TooLargeToEncode:
             cargo = Cargo()
-            encoder = Encoder(cargo, self._refer)
+            encoder = Encoder(cargo, self._refer, lacking=self._lacking)
             self._referred = 0
             tree = self._refer(value)
-        cargo.lay_out()
+        cargo.lay_out(self._gpus.room if question.get("devices") else None)
         size = cargo.size_bytes
-        if size > limit:
-            raise _TooLarge(f"the answer holds {size} bytes of tensors; this session takes {limit}")
-        reply = {"event": "value", "value": tree, "claims": cargo.claims, "via": "none"}
+        total = size + cargo.direct_bytes
+        if total > limit:
+            raise _TooLarge(f"the answer holds {total} bytes of tensors; this session takes {limit}")
+        cargo.write_devices(self._gpus.outboxes)
+        reply = {"event": "value", "value": tree, "claims": cargo.claims[:2], "via": "none"}
+        if cargo.claims.devices:
+            reply["devices"] = cargo.claims.devices
         if record:
             rows = encoder.differentiable
             self._tapes.keep(question["number"], [tensor for _, tensor in rows], record["limit"])
             if rows:
                 reply["recorded"] = [number for number, _ in rows]
         if size and not parcel and self._outbox is not None and size <= self._outbox.size_bytes:
+            if cargo.claims.devices:
+                self._outbox.lock_pages()
             cargo.write_to(self._outbox.address)
             reply["via"] = "outbox"
         elif size:
@@ -260,6 +320,17 @@ class Server(Operations, Measurements):
         return ["r", number, sort, name, hasattr(kind, "__getitem__")]
 
     # What can be asked for.
+
+    def do_prepare(self, torch: str, dtypes: List[str]) -> Tuple[str, str, List[str]]:
+        """Versions of Python and torch, and the dtypes that may cross and are known here.
+
+        Args:
+            torch: The caller's version of it.
+            dtypes: Those that are known there.
+        """
+        self._callers_torch, own = torch, dtype_names()
+        self._lacking = frozenset(own).difference(dtypes)
+        return (*versions(), own)
 
     def do_open(self, path: str, dependencies: List[str], bound: bool) -> List[str]:
         self._downloads.bound = bound
@@ -310,9 +381,9 @@ class Server(Operations, Measurements):
     def do_named(self, target: Any, what: str, recurse: bool, distinct: bool) -> List[Tuple[str, Any, bool]]:
         """Parameters or buffers: name, values, requires_grad."""
         _expect_module(target, what)
-        method = target.named_parameters if what == "parameters" else target.named_buffers
-        kwargs = {} if distinct else {"remove_duplicate": False}  # the keyword is there from torch 2.0 on
-        return [(name, _values(item), item.requires_grad) for name, item in method(recurse=recurse, **kwargs)]
+        method = getattr(target, f"named_{what}")
+        members = method(recurse=recurse) if distinct else every_member(target, what, recurse)
+        return [(name, _values(item), item.requires_grad) for name, item in members]
 
     def do_load_state_dict(self, target: Any, state: Dict[str, Any], metadata: Any, kwargs: Dict[str, Any]) -> Any:
         from collections import OrderedDict
@@ -348,7 +419,7 @@ class Server(Operations, Measurements):
         return buffer.getvalue()
 
     def do_export(self, target: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> bytes:
-        import torch
+        import torch.export
 
         _expect_module(target, "exported_program")
         buffer = io.BytesIO()

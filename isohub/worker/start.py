@@ -1,7 +1,8 @@
-"""The first file that a zygote runs: ``python -I start.py zygote <control> <directory> plain|outer|<keeper>``.
+"""The first file that a zygote runs: ``python -I [-S] start.py zygote <control> <directory> <when> <surroundings>``.
 
-``plain`` wants no namespaces, ``outer`` has to make them, and a descriptor is the zygote's within them. The other
-one, ``python -I start.py doctor <directory>``, prints what this machine can give a worker.
+``when`` is ``ahead`` for torch before the fork, ``late`` for torch in each worker. Of surroundings, ``plain`` wants no
+namespaces, ``outer`` has to make them, and a descriptor is the zygote's within them. The other one, ``python -I
+start.py doctor <directory>``, prints what this machine can give a worker.
 
 The environment that it starts in may hold no isohub, so the package is made here from this file's own
 place: its modules can be imported, and neither ``isohub/__init__.py`` nor the directory that holds isohub
@@ -22,6 +23,8 @@ def _package() -> None:
 
 
 if __name__ == "__main__":
+    if sys.version_info < (3, 8):  # noqa: UP036 - whoever names an interpreter may name an older one
+        sys.exit(f"this is Python {sys.version.split()[0]}; isohub's workers run on 3.8 or newer")
     _package()
     if sys.argv[1] == "doctor":
         from isohub.worker.doctor import examine
@@ -30,4 +33,4 @@ if __name__ == "__main__":
     else:
         from isohub.worker.zygote import main
 
-        main(int(sys.argv[2]), sys.argv[3], sys.argv[4])
+        main(int(sys.argv[2]), *sys.argv[3:6])

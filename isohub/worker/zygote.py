@@ -1,10 +1,10 @@
-"""A process that has imported torch and does nothing but fork.
+"""A process that has imported torch, where that is the host's own, and does nothing but fork.
 
 Rules:
 
 1. It is a fresh interpreter, never a fork of the caller, and knows no secret of the caller's.
-2. It has one thread, has run no parallel operator (a fork after OpenMP's first parallel region hangs) and
-   no repo's code.
+2. It has one thread of its own, has run no parallel operator (a fork after OpenMP's first parallel region hangs) and
+   no repo's code, nor a package's that a repo may have asked for (`isohub.worker.packages`).
 3. It ends when its caller ends, however that happens: it watches a pidfd of the caller, and the control
    socket's end. Ending kills every descendant: with namespaces (`isohub.worker.keeper`) the kernel does that, and
    without, it is the subreaper of orphans (prctl(2)).
@@ -22,7 +22,6 @@ from __future__ import annotations
 import array
 import contextlib
 import ctypes
-import gc
 import json
 import os
 import select
@@ -33,48 +32,74 @@ import traceback
 from typing import Any, Dict, Iterator, List, NoReturn, Optional, Sequence, Tuple
 
 from isohub.sandbox.confine import UNCONFINED, Machine, confine, die_with_parent, remove_tree
+from isohub.sandbox.kernel import keep_capabilities
+from isohub.wire.protocol import close_descriptors
 from isohub.worker.keeper import Inits, surround
+from isohub.worker.packages import import_ahead, shadowed, take_in
 
 __all__ = ["main"]
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_START = os.path.join(_PACKAGE, "worker", "start.py")
 _MESSAGE_BYTES = 1 << 17
 _PR_SET_CHILD_SUBREAPER = 36
 _LOOK_S = 0.1
 _SYS_PIDFD_OPEN = 434  # the same on every architecture since Linux 5.3
 
 
-def main(control_descriptor: int, directory: str, surroundings: str) -> NoReturn:
-    """Import torch, then fork on request until the caller is gone.
+def main(control_descriptor: int, directory: str, when: str, surroundings: str) -> NoReturn:
+    """Import torch if it is to be imported here, then fork on request until the caller is gone.
 
     Args:
         control_descriptor: Of the socket to the caller.
         directory: For workers' directories.
+        when: ``ahead`` or ``late``: whether this process imports torch, or each worker does.
         surroundings: ``plain``, ``outer``, or the descriptor of the keeper's socket.
     """
     no_namespaces: Optional[str] = "they were not asked for"
     inits: Optional[Inits] = None
     if surroundings == "outer":
-        start = os.path.join(_PACKAGE, "worker", "start.py")
-        again = ["-I", start, "zygote", str(control_descriptor), directory]
-        no_namespaces = surround(again, control_descriptor, directory)
+        no_namespaces = surround(_arguments(control_descriptor, directory, when), control_descriptor, directory)
     elif surroundings != "plain":
         no_namespaces, inits = None, Inits(socket.socket(fileno=int(surroundings)))
     control = socket.socket(fileno=control_descriptor)
-    settings, descriptors = _receive(control)
+    settings, descriptors = _receive(control, socket.MSG_PEEK)
     caller = descriptors[0]  # a pidfd
-    _extend_path(settings["site_directories"])
+    packages: List[str] = settings["packages"]
     if inits is None:
         _adopt_orphans()
-    zygote = Zygote(control, caller, directory, inits)
+    zygote = Zygote(control, caller, directory, inits, packages)
     try:
         with _watching(caller, zygote):
-            _import_ahead()
-        zygote.run(Machine.look(_PACKAGE, no_namespaces))
+            from isohub.worker import serve  # noqa: F401 - for the forks
+
+            _extend_path(settings["site_directories"])
+            if when == "ahead":
+                import_ahead()
+                if shadowed(packages):
+                    _start_late(control_descriptor, directory, surroundings)
+            close_descriptors(_receive(control)[1])  # what was only looked at
+        zygote.run(Machine.look(_PACKAGE, packages, no_namespaces))
     except BaseException:
         traceback.print_exc()
         zygote.end(1)
     zygote.end(0)
+
+
+def _arguments(control: int, directory: str, when: str) -> List[str]:
+    """Of this interpreter, for a zygote like this one; its surroundings are added."""
+    flags = ["-I", "-S"] if sys.flags.no_site else ["-I"]
+    return [*flags, _START, "zygote", str(control), directory, when]
+
+
+def _start_late(control: int, directory: str, surroundings: str) -> NoReturn:
+    """Start anew, without torch. What the caller said first is there to be read again."""
+    signal.setitimer(signal.ITIMER_REAL, 0)  # it would outlive this program
+    kept = [control] if surroundings in ("plain", "outer") else [control, int(surroundings)]
+    for descriptor in kept:
+        os.set_inheritable(descriptor, True)
+    keep_capabilities()
+    os.execv(sys.executable, [sys.executable, *_arguments(control, directory, "late"), surroundings])  # noqa: S606
 
 
 def _extend_path(directories: List[str]) -> None:
@@ -106,30 +131,13 @@ def _watching(caller: int, zygote: Zygote) -> Iterator[None]:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
-def _import_ahead() -> None:
-    """Import what every worker needs, so that each fork has it."""
-    import numbers  # noqa: F401
-    import random  # noqa: F401
-
-    import torch
-
-    try:
-        import numpy.random  # noqa: F401 - seven shared libraries, which every worker's seeding would load
-    except ImportError:
-        pass
-    from isohub.worker import serve  # noqa: F401
-
-    # A tiny tensor each way: dispatch tables and lazy imports are filled once, and nothing runs in parallel.
-    torch.empty(0, dtype=torch.uint8).untyped_storage()
-    torch.frombuffer(bytearray(8), dtype=torch.uint8)
-    gc.collect()
-    gc.freeze()  # collections in the forks would touch, and so copy, every page of torch's modules
-
-
 class Zygote:
     """The loop, and the table of who is alive."""
 
-    def __init__(self, control: socket.socket, caller: int, directory: str, inits: Optional[Inits]) -> None:
+    def __init__(
+        self, control: socket.socket, caller: int, directory: str, inits: Optional[Inits], packages: List[str]
+    ) -> None:
+        self._packages = packages
         self._control = control
         self._caller = caller
         self._directory = directory
@@ -184,7 +192,7 @@ class Zygote:
                 os.close(descriptor)
             return
         if pid == 0:
-            _become_worker(machine, zygote, request, directory, channel, stdout, stderr)
+            _become_worker(machine, zygote, self._packages, request, directory, channel, stdout, stderr)
         for descriptor in (channel, stdout, stderr):
             os.close(descriptor)
         pidfd = _pidfd_open(pid)
@@ -238,7 +246,14 @@ class Zygote:
 
 
 def _become_worker(
-    machine: Machine, zygote: int, request: Dict[str, Any], directory: str, channel: int, stdout: int, stderr: int
+    machine: Machine,
+    zygote: int,
+    packages: List[str],
+    request: Dict[str, Any],
+    directory: str,
+    channel: int,
+    stdout: int,
+    stderr: int,
 ) -> NoReturn:
     """What a fork does; it never returns to the zygote's loop."""
     code = 1
@@ -260,7 +275,7 @@ def _become_worker(
             os._exit(UNCONFINED)
         from isohub.worker.serve import serve
 
-        serve(socket.socket(fileno=channel), confined)
+        serve(socket.socket(fileno=channel), confined, lambda: take_in(packages))
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -269,10 +284,10 @@ def _become_worker(
         os._exit(code)
 
 
-def _receive(control: socket.socket) -> Tuple[Dict[str, Any], List[int]]:
+def _receive(control: socket.socket, flags: int = 0) -> Tuple[Dict[str, Any], List[int]]:
     numbers = array.array("i")
     data, ancillary, _, _ = control.recvmsg(
-        _MESSAGE_BYTES, socket.CMSG_SPACE(4 * numbers.itemsize), socket.MSG_CMSG_CLOEXEC
+        _MESSAGE_BYTES, socket.CMSG_SPACE(4 * numbers.itemsize), socket.MSG_CMSG_CLOEXEC | flags
     )
     if not data:
         raise EOFError

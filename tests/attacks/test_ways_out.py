@@ -219,3 +219,40 @@ def test_c18_a_git_directory_is_hidden_by_whatever_name_it_has(whole, tmp_path):
         for name in (".git/config", "kept/config"):
             assert handle.run(read, str(tmp_path / name)) in ("FileNotFoundError", "PermissionError")
         assert handle.run(read, str(tmp_path / "data")) == "token"  # the control
+
+
+def test_c19_a_worker_with_gpus_changes_its_own_threads_names_and_no_other_file_of_proc(jail, hub):
+    """libcuda does not start where it cannot name its threads by ``/proc``."""
+
+    def write(module, paths):
+        import threading
+
+        stop = threading.Event()
+        thread = threading.Thread(target=stop.wait)
+        thread.start()
+        threads = sorted(map(int, os.listdir("/proc/self/task")))
+        found = {}
+        for path in [*paths, f"/proc/self/task/{threads[-1]}/comm", f"/proc/self/task/{threads[-1]}/comm"]:
+            try:
+                with open(path, "w") as file:
+                    file.write("isohub-test")
+                with open(path) as file:
+                    found[path] = file.read().strip()
+            except OSError:
+                found[path] = "refused"
+        stop.set()
+        thread.join()
+        return found
+
+    paths = [
+        "/proc/self/comm", "/proc/self/uid_map", "/proc/self/oom_score_adj", "/proc/self/timerslack_ns", "/proc/1/comm",
+        "/proc/sys/kernel/core_pattern", "/proc/sys/kernel/hostname", "/proc/sysrq-trigger", f"/proc/{os.getpid()}/comm",
+        f"/proc/{os.getpid()}/task/{os.getpid()}/comm",
+    ]  # fmt: skip
+    with jail.session.load(hub("good"), "mlp", sandbox=Sandbox(gpu=True)) as handle:
+        found = handle.run(write, paths)
+    with jail.session.load(hub("good"), "mlp") as handle:
+        without = handle.run(write, paths)
+    assert {found.pop(path) for path in paths} == {without.pop(path) for path in paths} == {"refused"}
+    assert set(found.values()) == {"isohub-test"}  # the control
+    assert set(without.values()) == {"refused"}

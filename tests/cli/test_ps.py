@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 
 import pytest
 import torch
@@ -32,7 +33,9 @@ def test_workers_of_another_process(own, hub, isohub_process):
     pids = {str(worker.pid) for worker in own.workers()}
     calls = [worker.calls for worker in own.workers()]
     lines = isohub_process("ps").stdout.splitlines()
-    assert lines[0].split() == ["worker", "pid", "session", "age", "calls", "cpu", "memory", "state", "confinement"]
+    columns = "worker pid session age calls cpu memory state confinement runs on"
+    assert lines[0].split() == columns.split()
+    assert all(f"host, Python {platform.python_version()}, torch {torch.__version__}" in line for line in lines[1:])
     assert {line.split()[1] for line in lines[1:]} == pids
     assert all(line.split()[2] == str(os.getpid()) for line in lines[1:])
     assert all(" idle " in line for line in lines[1:])
@@ -59,6 +62,9 @@ def test_a_name_cannot_move_the_cursor(own, isohub_here):
         ticks=start_ticks(os.getpid()),
         active=(),
         missing=("seccomp",),
+        environment="host",
+        python="3.11.7",
+        torch="2.13.0",
     ).write(1, "\x1b[H")
     try:
         for form in ((), ("--json",)):

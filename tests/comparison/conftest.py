@@ -112,8 +112,16 @@ def function():
     return lambda x: x * (2 if VARIANT == "values" else 1)
 
 
+def opaque():
+    return lambda x: {"rows": iter([1, 2]), "x": x}
+
+
+def scatter():
+    return [[number] for number in range(15_000)]
+
+
 def scattered():
-    return lambda x: [[number] for number in range(15_000)]
+    return lambda x: scatter()
 
 
 if VARIANT == "gone":

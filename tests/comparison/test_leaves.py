@@ -74,3 +74,10 @@ def test_a_comparison_that_fails_is_no_equality() -> None:
         __hash__ = None  # type: ignore[assignment]
 
     assert verdicts(Odd(), Odd())["output"] == ("value", "changed")
+
+
+def test_keys_that_are_cut_to_the_same_stay_apart() -> None:
+    from isohub.comparison.subject import _leaves
+
+    keys = ["k" * 60 + middle + "k" * 60 for middle in "ab"]
+    assert len(_leaves(dict.fromkeys(keys, 1), "output")) == 3

@@ -54,6 +54,7 @@ def test_a_ratio_is_told_where_the_spreads_are_apart() -> None:
     assert quick.ratio(timing(1.03)) is None  # too near
     assert quick.ratio(timing(1.1, 0.4)) is None  # overlapping
     assert quick.ratio(timing(2.0, 0.9)) is None  # unsteady
+    assert quick.ratio(timing(9.0, 0.9)) == pytest.approx(9)  # and yet
     assert not timing(2.0, 0.9).steady
     assert timing(1.0, runs=5).ratio(timing(1.3, runs=5)) is None  # too few
     lucky = summed_up([0.5, 0.5, *around(1.3)[2:]], 1, 2)

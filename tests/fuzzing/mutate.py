@@ -238,6 +238,9 @@ def _change_tree(chance: Random, message: Any) -> Any:
     return message
 
 
+_DEVICES = ("cuda:0", "cuda:0", "cuda:1", "cuda:999", "cuda", "cpu", "meta", "cuda:0\x1b[2J", "")
+
+
 def _change_claims(chance: Random, message: Any) -> Any:
     """Change a number in the tables, or add a row."""
     claims = message.get("claims") if type(message) is dict else None
@@ -249,6 +252,13 @@ def _change_claims(chance: Random, message: Any) -> Any:
         claims[1].append(
             [chance.randint(0, 3), chance.choice(_DTYPES), chance.choice((0, 0, 1, 1 << 40)), sizes, strides]
         )
+        return message
+    if chance.random() < 0.1:
+        rows = message.setdefault("devices", [])
+        if type(rows) is list:
+            rows.append([chance.randint(-1, 3), chance.choice(_DEVICES), chance.random() < 0.3])
+        if chance.random() < 0.2:
+            message["took"] = chance.choice(_DEVICES)
         return message
     rows = [row for row in claims[chance.randrange(2)] if type(row) is list and row] if type(claims[0]) is list else []
     if not rows:

@@ -27,7 +27,7 @@ GOOD = {
     "disk": [(1 << 20, 1 << 20), ("4 GiB", 4 * GIB)],
     "file_size": [(None, None), ("1 MiB", 1 << 20)],
     "output": [("1 MiB", 1 << 20)],
-    "gpu": [(True, True), (False, False)],
+    "gpu": [(True, True), (False, False), (0, (0,)), (3, (3,)), ([1, 0], (1, 0))],
     "require": [("default", "default"), ("all", "all"), (["landlock"], ("landlock",)), (LAYERS, LAYERS)],
 }  # fmt: skip
 BAD = {
@@ -42,7 +42,7 @@ BAD = {
     "disk": [None, 0, "", True, 1],
     "file_size": [0, "", True, 1],
     "output": [None, 0, "", True],
-    "gpu": [None, 1, 0, "yes", ""],
+    "gpu": [None, -1, 1.0, "yes", "", "0", [], [0, 0], [True], [-1], 10**6],
     "require": ["", "none", "landlock", "ALL", (), [], None, 1, ["all"], ["landlock", "x"], [1], True],
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import hashlib
 import io
@@ -285,6 +286,37 @@ def test_an_interrupted_download_leaves_the_session_usable(hub, cache):
     code = INTERRUPTED.format(project=str(Path(__file__).parents[2]), hub=hub("downloads"))
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=100)
     assert done.stdout == "interrupted\n5000\n", done.stderr
+
+
+def test_a_cancelled_task_does_not_wait_for_a_download(session, hub, server, cache):
+    url = server.add("/w.bin", b"bytes" * 1000)
+    fault = server.fail("w.bin", Fault(stall=30), times=1)
+    handle = session.load(hub("good"), "mlp", seed=1)
+
+    def maker(module):
+        def bring(url):
+            import torch as remote_torch
+
+            remote_torch.hub.download_url_to_file(url, "w.bin", progress=False)
+            return "brought"
+
+        return bring
+
+    bring = handle.run(maker)
+
+    async def work():
+        task = asyncio.ensure_future(bring.call_async(url))
+        while not fault.stalled.is_set():
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(work())
+    assert eventually(lambda: not handle._isohub.worker.busy, within_s=5)
+    assert handle(torch.ones(1, 4)).shape == (1, 2)  # the server still says nothing
+    fault.resume.set()
+    assert bring(url) == "brought"
 
 
 def test_a_session_closes_while_a_download_stalls(hub, server, cache):

@@ -108,6 +108,7 @@ def test_a_session_in_many_threads(own, hub):
 
 
 def test_a_zygote_that_cannot_start_says_why(monkeypatch, tmp_path):
+    from isohub.environments.runtime import Runtime
     from isohub.session.background import Background
     from isohub.session.request import Placement
     from isohub.session.spawn import Zygote
@@ -115,13 +116,13 @@ def test_a_zygote_that_cannot_start_says_why(monkeypatch, tmp_path):
 
     background = Background()
     with pytest.raises(errors.WorkerStartError, match="could not be started"):
-        Zygote(str(tmp_path / "no-python"), background)
+        Zygote(Runtime("k", str(tmp_path / "no-python")), background)
     fake = tmp_path / "python"
     fake.write_text("#!/bin/sh\necho no torch here >&2\nexit 3\n")
     fake.chmod(0o755)
     started = []
     with pytest.raises(errors.WorkerStartError, match="exit code 3") as caught:
-        started.append(Zygote(str(fake), background))
+        started.append(Zygote(Runtime("k", str(fake)), background))
         started[0].spawn("x", "c" * 40, 20, Placement(isohub.Sandbox(), tmp_path), Watchdog())
     assert "no torch here" in str(caught.value)
     for zygote in started:

@@ -36,6 +36,7 @@ def runtime(tmp_path, monkeypatch):
 
 def enter(own, pid=None, **more):
     facts = {"name": "a@1", "reference": "a", "commit": "1" * 40, "active": ("seccomp",), "missing": ()}
+    facts.update(environment="host", python="3.11.7", torch="2.13.0")
     pid = os.getpid() if pid is None else pid
     return own.enter(**{**facts, "pid": pid, "ticks": start_ticks(pid), **more})
 
@@ -84,7 +85,8 @@ def test_a_fork_that_outlives_its_parent_keeps_no_file(runtime):
         "import os, sys, time\n"
         "from isohub.session.register import Register\n"
         "own = Register()\n"
-        "own.enter(name='a@1', reference='a', commit='1', pid=os.getpid(), ticks=1, active=(), missing=())\n"
+        "own.enter(name='a@1', reference='a', commit='1', pid=os.getpid(), ticks=1, active=(), missing=(),\n"
+        "          environment='host', python='3', torch='2')\n"
         "if os.fork() == 0:\n    sys.stdout.close(); os.close(1); time.sleep(60); os._exit(0)\n"
         "print(os.getpid(), flush=True)\n"
         "os._exit(0)\n"

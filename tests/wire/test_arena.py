@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from isohub.errors import ProtocolError
 from isohub.wire.arena import ALIGNMENT, Arena, Cargo, Claims, copying, make_parcel, open_parcel, unload, viewing
+from isohub.wire.devices import placing
 from tests.conftest import open_descriptors
 
 LIMIT = 1 << 30
@@ -334,3 +335,66 @@ def test_a_copy_does_not_follow_the_arena():
     ctypes.memset(arena.address, 255, 16)
     assert not tensor.any()
     arena.close()
+
+
+DEVICE_ROWS = {
+    "no storage": [[1, "cuda:0", False]],
+    "negative": [[-1, "cuda:0", False]],
+    "twice": [[0, "cuda:0", False], [0, "cuda:1", False]],
+    "another kind": [[0, "cpu", False]],
+    "no number": [[0, "cuda", False]],
+    "a large number": [[0, "cuda:1000", False]],
+    "leading zeros": [[0, "cuda:00", False]],
+    "a line after it": [[0, "cuda:0\n", False]],
+    "a bool": [[True, "cuda:0", False]],
+    "no name": [[0, 1, False]],
+    "short": [[0, "cuda:0"]],
+    "direct, and nobody shares": [[0, "cuda:0", True]],
+    "direct as a number": [[0, "cuda:0", 1]],
+}
+
+
+@pytest.mark.parametrize("rows", DEVICE_ROWS.values(), ids=DEVICE_ROWS)
+def test_devices_that_fit_no_storage_are_refused(rows):
+    with contextlib.closing(Arena.create(4096)) as arena, pytest.raises(ProtocolError):
+        unload(Claims([[0, 16]], [ROW], rows), arena.size_bytes, copying(arena.address))
+
+
+def test_a_storage_of_a_gpu_comes_to_the_cpu_unless_somebody_places_it():
+    with contextlib.closing(Arena.create(4096)) as arena:
+        tables = Claims([[0, 16]], [ROW], [[0, "cuda:7", False]])
+        (tensor,) = unload(tables, arena.size_bytes, copying(arena.address))[1]
+        assert tensor.device.type == "cpu"
+        asked = []
+        place = placing(lambda number: asked.append(number), viewing(arena.carrier), lambda name: None)
+        (tensor,) = unload(tables, arena.size_bytes, copying(arena.address), place)[1]
+        assert (tensor.device.type, asked) == ("cpu", [7])
+
+
+class OnTheCpu:
+    """An arena of a GPU, as far as its numbers are looked at."""
+
+    size_bytes = 128
+
+    def copied(self, offset, size):
+        return torch.arange(offset, offset + size, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("rows", [[[0, 64]], [[64, 64], [64, 64]], [[1, 127]], [[128, 0]]])
+def test_direct_storages_lie_within_their_arena(rows):
+    place = placing(lambda number: None, viewing(b""), lambda name: OnTheCpu() if name == "cuda:0" else None)
+    direct = [[number, "cuda:0", True] for number in range(len(rows))]
+    storages, _ = unload(Claims(rows, [], direct), 0, viewing(b""), place)
+    assert [storage.nbytes() for storage in storages] == [size for _, size in rows]
+    assert [storage[0] for storage in storages if storage.nbytes()] == [offset for offset, size in rows if size]
+
+
+@pytest.mark.parametrize(
+    ("rows", "name"),
+    [([[0, 129]], "cuda:0"), ([[128, 1]], "cuda:0"), ([[0, 100], [0, 100]], "cuda:0"), ([[0, 1]], "cuda:1"), ([[-1, 1]], "cuda:0")],
+)  # fmt: skip
+def test_direct_storages_beyond_their_arena_are_refused(rows, name):
+    place = placing(lambda number: None, viewing(b""), lambda name: OnTheCpu() if name == "cuda:0" else None)
+    direct = [[number, name, True] for number in range(len(rows))]
+    with pytest.raises(ProtocolError):
+        unload(Claims(rows, [], direct), 0, viewing(b""), place)

@@ -1,0 +1,363 @@
+"""From what a caller wants and what a repo asks for to a `Runtime`: looked up, locked, resolved, built, in that order.
+
+1. What the host meets already is the host: no overlay, and the same zygote.
+2. What was resolved before is not resolved again, and what was built before is not built again: neither needs uv or a
+   network.
+3. With a lockfile exactly the packages that it names are built, or none.
+4. What is not honoured is said, once, when it is resolved.
+
+Side: caller. Trust: requirements are a repo's text; see `resolver` for what comes of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from isohub.environments.declared import Asked, Declared, Unusable
+from isohub.environments.dependencies import installed_version
+from isohub.environments.environment import Environment
+from isohub.environments.host import HostPackages, host_packages
+from isohub.environments.interpreters import Interpreter, find_interpreter
+from isohub.environments.requirements import declared_by, required_name
+from isohub.environments.resolver import Question, install, resolve
+from isohub.environments.runtime import HOST, Runtime
+from isohub.environments.settings import package_settings
+from isohub.environments.store import EnvironmentStore, Recipe, digest_of
+from isohub.errors import EnvironmentBuildError, OfflineError
+from isohub.repos.lock_format import LockedEnvironment, LockedPackage
+
+if TYPE_CHECKING:
+    from isohub.repos.lockfile import Lockfile
+    from isohub.repos.outline import Outline
+    from isohub.repos.pins import Checkout
+
+__all__ = ["InUse", "Prepared", "prepare"]
+
+_log = logging.getLogger("isohub.environments")
+_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An environment that is ready.
+
+    Attributes:
+        runtime: What a zygote is started on.
+        name: `Environment.name`, for people.
+        packages: What was built for it, by name; none for the host.
+        markers: What environment markers are about there.
+        host: The packages that it is over; None for one of its own.
+        held: A descriptor that keeps it from being removed; the caller's to close.
+    """
+
+    runtime: Runtime
+    name: str
+    packages: tuple[LockedPackage, ...] = ()
+    markers: Mapping[str, str] = field(default_factory=dict)
+    host: HostPackages | None = None
+    held: int | None = None
+
+    def version(self, name: str) -> str | None:
+        """The version of a distribution that a worker on it finds; None if there is none."""
+        from packaging.utils import canonicalize_name
+
+        if self.runtime is HOST:
+            return installed_version(name)
+        wanted = canonicalize_name(name)
+        found = next((each.version for each in self.packages if each.name == wanted), None)
+        return found if found is not None or self.host is None else self.host.version(name)
+
+
+class InUse:
+    """The environments that a session uses, until it is closed or nobody can reach it any more."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, int] = {}
+        self._finalizer = weakref.finalize(self, _close, self._held)
+
+    def add(self, prepared: Prepared) -> None:
+        """Keep one from being removed; takes its descriptor over."""
+        if prepared.held is None:
+            return
+        if prepared.runtime.key in self._held:
+            os.close(prepared.held)
+        else:
+            self._held[prepared.runtime.key] = prepared.held
+
+    def close(self) -> None:
+        """Let them go."""
+        self._finalizer()
+
+
+def _close(held: dict[str, int]) -> None:
+    while held:
+        os.close(held.popitem()[1])
+
+
+def prepare(
+    environment: Environment,
+    root: Path,
+    checkout: Checkout | None,
+    outline: Outline | None,
+    *,
+    offline: bool = False,
+    progress: bool = False,
+    refresh: bool = False,
+    lockfile: Lockfile | None = None,
+) -> Prepared:
+    """Have an environment built, unless it is.
+
+    Args:
+        environment: What is wanted.
+        root: Directory of the store.
+        checkout: Of the repo that is to run on it; None where `environment` says all of it.
+        outline: Of its hubconf; None likewise.
+        offline: Ask nobody.
+        progress: Show on stderr what takes long, if that is a terminal.
+        refresh: Resolve again what was resolved before.
+        lockfile: What it has to be; the checkout is in it already.
+
+    Raises:
+        EnvironmentBuildError: It cannot be built: a requirement that nothing meets, no such interpreter, no uv.
+        LockMismatchError: It cannot be what is locked.
+        OfflineError: It was not built before, and nobody may be asked.
+        SourceUnavailableError: The index did not answer, or the disk refused.
+    """
+    if environment.is_host:
+        return Prepared(HOST, environment.name)
+    work = _Work(environment, root, checkout, outline, offline=offline, progress=progress, refresh=refresh)
+    locked = None
+    if lockfile is not None and checkout is not None:
+        locked = lockfile.environment(checkout.reference, checkout.pin.extras, environment.name)
+    if locked is None:
+        packages = work.resolved()
+    else:
+        assert lockfile is not None
+        assert checkout is not None
+        packages = _as_locked(locked, work, lockfile, checkout)
+    prepared = work.built(packages)
+    if lockfile is not None and checkout is not None and locked is None:
+        try:
+            fresh = LockedEnvironment(environment.name, work.python, work.target.platform, packages)
+            lockfile.add_environment(checkout.reference, checkout.pin.extras, fresh)
+        except BaseException:
+            if prepared.held is not None:
+                os.close(prepared.held)
+            raise
+    return prepared
+
+
+def _as_locked(
+    locked: LockedEnvironment, work: _Work, lockfile: Lockfile, checkout: Checkout
+) -> tuple[LockedPackage, ...]:
+    """The packages that a lockfile names, if they can be what they were.
+
+    Raises:
+        LockMismatchError: Another Python or platform, or a host that lacks what the repo asks for beside them.
+    """
+    here, there = (work.python, work.target.platform), (locked.python, locked.platform)
+    if here != there:
+        expected, got = (f"Python {python} on {platform}" for python, platform in (there, here))
+        raise lockfile.differs(checkout.reference, checkout.pin.extras, expected, got)
+    if work.host is not None:
+        versions = {**work.host.versions, **{each.name: each.version for each in locked.package}}
+        # Extras of what is locked are locked too: names and versions are what can differ.
+        whole = replace(work.host, versions=versions, metadata={**dict.fromkeys(versions, ""), **work.host.metadata})
+        lacking = [each.text for each in work.asked if not whole.meets(each, work.target.markers)]
+        if lacking:
+            raise lockfile.differs(
+                checkout.reference,
+                checkout.pin.extras,
+                f"a host that has {', '.join(lacking[:5])}",
+                "this one",
+            )
+    return locked.package
+
+
+class _Work:
+    """One environment on its way."""
+
+    def __init__(
+        self,
+        environment: Environment,
+        root: Path,
+        checkout: Checkout | None,
+        outline: Outline | None,
+        *,
+        offline: bool,
+        progress: bool,
+        refresh: bool,
+    ) -> None:
+        self.environment = environment
+        self.store = EnvironmentStore(root)
+        self.checkout = checkout
+        self.offline = offline
+        self.progress = progress
+        self.refresh = refresh
+        self.target: Interpreter = find_interpreter(environment.python)
+        self.host = host_packages() if environment.base == "auto" else None
+        self.declared: Declared = declared_by(
+            environment, None if checkout is None else checkout.path, outline, self.target.markers
+        )
+        self.python = ".".join(map(str, self.target.version[:2]))
+        self.who = environment.name if checkout is None else f"{checkout.pin.name} ({environment.name})"
+        self.asked = self._asked()
+
+    def _asked(self) -> list[Asked]:
+        """What is asked for, overrides applied: what has to be met by the host for it to be used as it is."""
+        overrides = {required_name(text): text for text in self.environment.overrides}
+        named = {required_name(each.text) for each in self.declared.asked}
+        kept = [each for each in self.declared.asked if required_name(each.text) not in overrides]
+        return kept + [Asked(text, "overrides=") for name, text in overrides.items() if name in named]
+
+    def resolved(self) -> tuple[LockedPackage, ...]:
+        """What is to be installed."""
+        self._check_unusable()
+        if self.host is not None:
+            self._check_torch(self.host)
+            if self._is_met(self.host):
+                self._say_remarks(logging.INFO)
+                return ()
+        settings = package_settings(self.declared.indexes)
+        question = Question(
+            self.environment, self.declared, self.target, self.host, host_packages().version("torch"), settings
+        )
+        key = digest_of(question.identity)
+        known = None if self.refresh and not self.offline else self.store.recall(key)
+        if known is not None:
+            return known.packages
+        if self.offline:
+            raise self._offline("which packages it needs was not found out before")
+        self._say_remarks(logging.WARNING)
+        for remark in settings.remarks:
+            _log.info("%s", remark)
+        with self.store.resolving(key) as (directory, held):
+            # Whoever had the lock before may have resolved it.
+            known = None if self.refresh else self.store.recall(key)
+            if known is not None:
+                return known.packages
+            what = f"resolving what {self.who} needs"
+            try:
+                packages = resolve(question, directory, held, what=what, progress=self.progress)
+            except EnvironmentBuildError as error:
+                raise self._explained(error) from error
+            self.store.remember(key, packages)
+        return packages
+
+    def built(self, packages: tuple[LockedPackage, ...]) -> Prepared:
+        """The environment of these packages, in use."""
+        if self.host is not None and not packages:
+            return Prepared(HOST, self.environment.name, markers=self.target.markers, host=self.host)
+        recipe = Recipe("whole" if self.host is None else "overlay", self.target, packages)
+        for _ in range(_TRIES):
+            if self.store.lookup(recipe) is None:
+                if self.offline:
+                    raise self._offline("its packages were not installed before")
+                self.store.make(
+                    recipe, self.environment.name, self._made_for(), lambda place, held: self._fill(recipe, place, held)
+                )
+            try:
+                held = self.store.hold(recipe)
+            except FileNotFoundError:
+                continue
+            return Prepared(
+                self.store.runtime(recipe), self.environment.name, packages, self.target.markers, self.host, held
+            )
+        raise EnvironmentBuildError(
+            f"the environment of {self.who} is removed from {self.store.directory} as soon as it is there",
+            hint="is `isohub env rm` or `prune` running in a loop?",
+        )
+
+    def _fill(self, recipe: Recipe, place: Path, held: int | None) -> None:
+        settings = package_settings(self.declared.indexes)
+        count = len(recipe.packages)
+        what = f"installing {count} package{'s' * (count != 1)} for {self.who}"
+        install(recipe.packages, recipe.interpreter, settings, place, held, what=what, progress=self.progress)
+
+    def _made_for(self) -> str:
+        return "" if self.checkout is None else self.checkout.pin.name
+
+    # What stops it, and what is said.
+
+    def _is_met(self, host: HostPackages) -> bool:
+        markers = self.target.markers
+        named = {required_name(each.text) for each in self.asked}
+        bound = [each for each in self.declared.constraints if required_name(each.text) in named]
+        return all(host.meets(each, markers) for each in (*self.asked, *bound))
+
+    def _check_torch(self, host: HostPackages) -> None:
+        """An overlay is over the host's torch; another one needs an environment of its own."""
+        lacking = [
+            each
+            for each in (*self.asked, *self.declared.constraints)
+            if required_name(each.text) == "torch" and not host.meets(each, self.target.markers)
+        ]
+        if not lacking:
+            return
+        have = host.version("torch")
+        raise EnvironmentBuildError(
+            f"{self.who} needs another torch than the host's: {lacking[0].where} asks for {lacking[0].text}, and "
+            f"the host has {have or 'none'}",
+            hint=f"an environment of its own: isohub.Environment(python='{self.python}'), or an older Python as that "
+            "torch needs; or the host's torch all the same: isohub.Environment('auto', overrides=['torch'])",
+        )
+
+    def _check_unusable(self) -> None:
+        """Stop at what would have to be installed and is not installed on a repo's word."""
+        overridden = {required_name(text) for text in self.environment.overrides}
+        lacking: list[Unusable] = []
+        for each in self.declared.unusable:
+            name = None if each.name is None else required_name(each.name)
+            there = name is not None and (
+                name in overridden or (self.host is not None and self.host.version(name) is not None)
+            )
+            if not there:
+                lacking.append(each)
+        if not lacking:
+            return
+        named = "; ".join(f"{each.where}: {each.text} ({each.why})" for each in lacking[:5])
+        raise EnvironmentBuildError(
+            f"{self.who} asks for what is not installed on a repo's word: {named}",
+            hint="say what to install in its place: isohub.Environment('auto', requirements=[...]); what an index has "
+            "under that name can be given as overrides=[...]",
+        )
+
+    def _say_remarks(self, level: int) -> None:
+        for remark in self.declared.remarks:
+            _log.log(level, "%s: %s", self.who, remark)
+        wanted = self.declared.requires_python
+        if wanted is not None and not _contains(wanted, self.target.version_text):
+            _log.log(
+                level, "%s: the project is for Python %s, and runs on %s", self.who, wanted, self.target.version_text
+            )
+
+    def _explained(self, error: EnvironmentBuildError) -> EnvironmentBuildError:
+        """The same error, with what was not honoured, and what may help."""
+        remarks = "".join(f"\n{remark}" for remark in self.declared.remarks)
+        hint = error.hint
+        if hint is None and self.host is not None:
+            hint = "the host's torch stays; isohub.Environment(python='3.9') has packages of its own"
+        if hint is None and not self.environment.allow_build and "no wheels" in error.message:
+            hint = "allow_build=True also takes packages that are there as source only"
+        return EnvironmentBuildError(f"{error.message}{remarks}", hint=hint, **error.fields)
+
+    def _offline(self, why: str) -> OfflineError:
+        what = "REPO" if self.checkout is None else str(self.checkout.reference)
+        flags = "--environment auto" if self.environment.base == "auto" else f"--python {self.python}"
+        return OfflineError(
+            f"the environment of {self.who} is not here, and the network may not be used: {why}",
+            hint=f"with a network: isohub env build {what} {flags}; offline comes from ISOHUB_OFFLINE or offline=True",
+            reference=what,
+        )
+
+
+def _contains(specifier: str, version: str) -> bool:
+    from packaging.specifiers import SpecifierSet
+
+    return SpecifierSet(specifier).contains(version, prereleases=True)

@@ -1,0 +1,216 @@
+"""What isohub has installed runs in confined workers alone, and is found before what the host has."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import isohub
+from isohub import errors
+from isohub.environments.runtime import HOST, Runtime
+from isohub.worker.packages import put_on_path, shadowed
+from tests.conftest import all_on, require_layers
+
+# Notes which process imports it, and tries what a worker must not do.
+TELLTALE = """
+import os
+imported_by = os.getpid()
+try:
+    with open({target!r}, "a") as file:
+        file.write("{name} ran outside\\\\n")
+except OSError:
+    pass
+"""
+
+
+@pytest.fixture
+def packages(tmp_path):
+    directory = tmp_path / "packages"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """A file of the caller's; what is in it was written by what was not confined."""
+    file = tmp_path / "outside"
+    file.write_text("")
+    return file
+
+
+def module(packages, outside, name, text=""):
+    (packages / name).parent.mkdir(exist_ok=True)
+    (packages / name).write_text(TELLTALE.format(target=str(outside), name=name) + text)
+
+
+def overlay(packages):
+    return Runtime(f"key-{packages}", HOST.python, (str(packages),))
+
+
+def test_an_overlay_comes_before_the_hosts_packages_and_after_the_standard_library(hub, packages, outside):
+    for name in ("tqdm/__init__.py", "json.py", "only_there.py"):
+        module(packages, outside, name)
+    with isohub.Session(timeout_s=60) as own, all_on(overlay(packages)):
+        echo = own.load(hub("echoes"), "echo")
+        file, by, pid = echo.origin("tqdm")
+        assert (file, by) == (str(packages / "tqdm/__init__.py"), pid)
+        assert echo.origin("only_there")[0] == str(packages / "only_there.py")
+        assert echo.origin("json")[0] == json.__file__
+        assert echo.origin("torch")[0] == torch.__file__
+        assert echo.origin("torch")[1] is None
+        (worker,) = own.workers()
+        assert (worker.environment, worker.torch) == (f"key-{packages}", torch.__version__)
+        assert worker.python == ".".join(map(str, sys.version_info[:3]))
+    assert outside.read_text() == ""
+
+
+def test_what_torch_imports_is_the_overlays_if_that_has_it(hub, packages, outside):
+    """A wheel of any name may hold a `numpy`, or what torch imports; its zygote must not be what runs it."""
+    require_layers("landlock", "seccomp")
+    import typing_extensions
+
+    text = Path(typing_extensions.__file__).read_text()
+    module(packages, outside, "typing_extensions.py", text)
+    with isohub.Session(timeout_s=60) as own, all_on(overlay(packages)):
+        echo = own.load(hub("echoes"), "echo")
+        file, by, pid = echo.origin("typing_extensions")
+        assert file == str(packages / "typing_extensions.py")
+        assert by == pid  # in the worker itself, not before it was forked
+        assert torch.equal(echo(torch.arange(3)), torch.arange(3))
+        assert {"landlock", "seccomp"} <= set(own.workers()[0].confinement.active)
+        # Another worker of it, and one of the host's, beside.
+        other = own.load(hub("good"), "mlp")
+        assert other(torch.ones(1, 4)).shape == (1, 2)
+    assert outside.read_text() == ""
+
+
+def test_a_pth_file_of_a_package_runs_nowhere(hub, packages, outside):
+    line = f"import os; open({str(outside)!r}, 'a').write('ran')\n"
+    (packages / "distutils-precedence.pth").write_text(line)
+    module(packages, outside, "sitecustomize.py")
+    module(packages, outside, "usercustomize.py")
+    with isohub.Session(timeout_s=60) as own, all_on(overlay(packages)):
+        assert own.load(hub("echoes"), "echo")("x") == "x"
+    assert outside.read_text() == ""
+
+
+def test_an_overlays_directory_is_read_and_not_written_and_no_other_is_read(hub, packages, outside, tmp_path):
+    module(packages, outside, "only_there.py")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "secret.py").write_text("x = 1\n")
+    (packages / "file").write_text("")
+    acts = (Path(__file__).parent.parent / "attacks" / "acts.py").read_text()
+    with isohub.Session(timeout_s=60) as own, all_on(overlay(packages)):
+        echo = own.load(hub("echoes"), "echo")
+        assert echo.attempt(acts, "read", str(packages / "only_there.py")) == "done"
+        assert echo.attempt(acts, "list_directory", str(packages)) == "done"
+        for act in ("overwrite", "create", "remove", "make_directory", "write_by_reopening"):
+            assert echo.attempt(acts, act, str(packages)) != "done", act
+        assert echo.attempt(acts, "read", str(other / "secret.py")) != "done"
+    assert sorted(path.name for path in packages.iterdir()) == ["file", "only_there.py"]
+
+
+def test_workers_of_an_overlay_share_what_its_zygote_has(hub, packages, outside):
+    """As those of the host do: nothing of torch's is imported again."""
+    module(packages, outside, "only_there.py")
+    with isohub.Session(timeout_s=60) as own, all_on(overlay(packages)):
+        first = own.load(hub("echoes"), "echo")
+        second = own.load(hub("good"), "mlp")
+        used = [worker.uss_bytes for worker in own.workers()]
+        if None in used:
+            pytest.skip("the kernel does not tell what is a worker's alone")
+        assert max(used) < 64 << 20  # torch takes more than twice that
+        assert len({worker.pid for worker in own.workers()}) == 2
+        assert first("x") == "x"
+        assert second(torch.ones(1, 4)).shape == (1, 2)
+
+
+def test_what_is_imported_already_is_shadowed(packages, monkeypatch):
+    for name in (
+        "torch/__init__.py",
+        "numpy.py",
+        "json.py",
+        "not_imported.py",
+        "torch-2.dist-info/METADATA",
+        "nvidia/x",
+    ):
+        (packages / name).parent.mkdir(exist_ok=True)
+        (packages / name).write_text("")
+    monkeypatch.setitem(sys.modules, "numpy", __import__("numpy"))
+    assert shadowed([str(packages)]) == ["numpy", "torch"]
+    assert shadowed([]) == []
+
+
+def test_the_place_on_the_path(monkeypatch):
+    standard = sysconfig.get_path("stdlib")
+    before = ["/checkout", standard, os.path.join(standard, "lib-dynload"), "/site-packages"]
+    monkeypatch.setattr(sys, "path", before)
+    put_on_path(["/one", "/two"])
+    assert sys.path == [*before[:3], "/one", "/two", "/site-packages"]
+
+
+# Interpreters without a torch that workers can use.
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """A virtual environment's interpreter with nothing in it."""
+    import venv
+
+    venv.create(tmp_path / "bare", symlinks=True, with_pip=False)
+    return str(tmp_path / "bare" / "bin" / "python")
+
+
+def test_no_torch_in_an_interpreter(hub, bare):
+    with isohub.Session(timeout_s=60) as own, all_on(Runtime("bare", bare)):
+        with pytest.raises(errors.WorkerStartError) as caught:
+            own.load(hub("good"), "mlp")
+        assert own.workers() == []
+    told = str(caught.value)
+    assert bare in told
+    assert "No module named 'torch'" in told
+    assert f"hint: run `{bare} -I -c 'import torch'`" in told
+    assert "No module named 'torch'" in caught.value.stderr_tail
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("raise OSError('libcudnn.so.8: cannot open shared object file: No such file')", "libcudnn.so.8"),
+        ("__version__ = '1.12.1'", "torch 1.12.1; isohub's workers run on torch 1.13 or newer"),
+        ("raise ImportError('\\x1b[2J' + 'x' * 100000)", "x1b[2J"),
+        ("import os; os._exit(3)", "exit code 3 while importing torch"),
+    ],
+)
+def test_a_torch_that_cannot_be_used(hub, packages, bare, text, words):
+    (packages / "torch").mkdir()
+    (packages / "torch" / "__init__.py").write_text(text)
+    with isohub.Session(timeout_s=60) as own, all_on(Runtime("broken", bare, (str(packages),))):
+        with pytest.raises(errors.WorkerError) as caught:
+            own.load(hub("good"), "mlp")
+        assert own.workers() == []
+    told = str(caught.value)
+    assert words in told
+    assert "\x1b" not in told
+    assert len(told) < 30_000
+    if isinstance(caught.value, errors.WorkerStartError):
+        assert f"PYTHONPATH={packages} {bare} -c 'import torch'" in told
+
+
+def test_packages_that_never_finish_are_ended_in_time(hub, packages, bare):
+    (packages / "torch").mkdir()
+    (packages / "torch" / "__init__.py").write_text("import time; time.sleep(600)")
+    with isohub.Session(timeout_s=1) as own, all_on(Runtime("slow", bare, (str(packages),))):
+        began = time.monotonic()
+        with pytest.raises(errors.WorkerTimeoutError, match="importing torch"):
+            own.load(hub("good"), "mlp")
+        assert time.monotonic() - began < 60
+        assert own.workers() == []
