@@ -499,6 +499,16 @@ class Session:
         return other
 
     @property
+    def sandbox(self) -> Sandbox | str:
+        """What workers may touch, unless `load` says otherwise."""
+        return self._sandbox
+
+    @property
+    def timeout_s(self) -> float | None:
+        """Seconds that any one question to a worker may take, unless `load` says otherwise."""
+        return self._timeout_s
+
+    @property
     def max_workers(self) -> int | None:
         """The most workers at once; None for no limit."""
         return self._max_workers

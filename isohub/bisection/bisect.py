@@ -25,7 +25,7 @@ from isohub.bisection.report import Bisection, Probe
 from isohub.bisection.search import Search, Told
 from isohub.checking import check_choice, check_name, check_path, checked_seed, checked_timeout, checked_trust
 from isohub.errors import InvalidReferenceError, printable
-from isohub.execution.executor import Executor, LocalExecutor
+from isohub.execution.executor import Executor, LocalExecutor, load_options
 from isohub.execution.seats import Seat
 from isohub.repos.reference import parse
 
@@ -122,8 +122,15 @@ def bisect(
     executor = LocalExecutor(workers, session) if executor is None else executor
     atol, rtol = _checked_tolerance(tolerance)
     chosen = _checked_test(test, model, inputs, seed, method, training)
-    options = {"seed": seed, "sandbox": sandbox, "environment": environment, "device": device}
-    options |= {"timeout_s": timeout_s, "trust_repo": checked_trust(trust_repo)}
+    options = load_options(
+        executor,
+        seed=seed,
+        sandbox=sandbox,
+        environment=environment,
+        device=device,
+        timeout_s=timeout_s,
+        trust_repo=checked_trust(trust_repo),
+    )
     brought = [executor.session.fetch(str(replace(reference, ref=ref)), verbose=False, **fetch) for ref in (good, bad)]
     ends = [checkout.commit for checkout in brought]
     commits = executor.session.history(reference.text, *ends)

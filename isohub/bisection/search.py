@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from isohub.bisection.probing import Answer, OutputTest, Test, ask_commit
 from isohub.bisection.report import Bisection, Probe
 from isohub.bisection.suspects import Suspects, merge_bases, ordered
+from isohub.environments.environment import checked_environment
 from isohub.errors import BisectionError, ResultsError
 from isohub.execution.executor import Executor, Lane, LaneLostError
 from isohub.execution.journal import Journal
@@ -83,6 +84,7 @@ class Search:
         from isohub.execution.digests import digest_of
 
         seat, chosen = self._seat, self._test
+        on = checked_environment(seat.options["environment"]) or self._executor.session.environment
         what = (type(chosen).__name__, test, [] if inputs is None else getattr(chosen, "calls", None))
         header = {
             "format": 1,
@@ -91,7 +93,7 @@ class Search:
             "bad": ends[1],
             "model": seat.model,
             "args": digest_of((seat.args, seat.kwargs)),
-            "on": digest_of((str(seat.options["device"]), seat.options["environment"])),
+            "on": digest_of((str(seat.options["device"]), on)),
             "test": digest_of((what, getattr(chosen, "method", ""), getattr(chosen, "training", None))),
             "seed": seat.options["seed"],
             "tolerance": [self._atol, self._rtol],

@@ -15,6 +15,7 @@ from isohub.cli.functions import named_object
 from isohub.cli.inputs import parse_keywords, parse_value
 from isohub.cli.options import (
     Settings,
+    environment_options,
     opened,
     output_options,
     pass_settings,
@@ -75,6 +76,7 @@ ISOHUB_REPO, ISOHUB_COMMIT and ISOHUB_CHECKOUT (a read-only directory) in its en
 @click.option("--ray", metavar="ADDRESS", help="Do it on this Ray cluster: auto, or host:port.")
 @repo_options
 @sandbox_options
+@environment_options
 @timeout_option
 @output_options
 @pass_settings

@@ -17,6 +17,7 @@ from isohub.cli.functions import is_named, named_object
 from isohub.cli.inputs import parse_keywords, parse_value
 from isohub.cli.options import (
     Settings,
+    environment_options,
     opened,
     output_options,
     pass_settings,
@@ -71,6 +72,7 @@ With --results each result is kept as it comes, and the same command goes on fro
 @click.option("--markdown", is_flag=True, help="Print Markdown.")
 @repo_options
 @sandbox_options
+@environment_options
 @timeout_option
 @output_options
 @pass_settings

@@ -30,7 +30,7 @@ from isohub.comparison.states import State, StateDifference, compare_states
 from isohub.comparison.subject import Recipe, Subject
 from isohub.comparison.timing import summed_up, take_turns
 from isohub.errors import IsohubError, printable
-from isohub.execution.executor import done_once
+from isohub.execution.executor import done_once, load_options
 from isohub.execution.seats import reference_text
 from isohub.hub import RepoOrDir, Session
 
@@ -122,7 +122,13 @@ def compare(
         if session is not None:
             raise ValueError("session= is for this machine; the executor has its own")
         more = {"args": args, "kwargs": kwargs, "seed": seed, "tolerance": tolerance, "method": method}
-        more |= {"training": training, "repeats": repeats, "time_s": time_s, **options, **fetch}
+        more |= {
+            "training": training,
+            "repeats": repeats,
+            "time_s": time_s,
+            **load_options(executor, **options),
+            **fetch,
+        }
         return done_once(executor, _compare_there, [_sent(repo, executor) for repo in repos], model, inputs, more)
     recipe = Recipe(model, tuple(args), dict(kwargs or {}), seed, training, method, options, fetch)
     with ExitStack() as stack:

@@ -20,8 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
 from isohub.checking import check_choice, check_name, check_path, checked_seed, checked_timeout, checked_trust
+from isohub.environments.environment import checked_environment
 from isohub.errors import InvalidReferenceError, IsohubError, ValueNotTransferableError
-from isohub.execution.executor import Executor, LocalExecutor
+from isohub.execution.executor import Executor, LocalExecutor, load_options
 from isohub.execution.seats import Seat, failure_text, seat_of
 from isohub.repos.pins import Checkout
 
@@ -135,14 +136,22 @@ def evaluate(
         if value:
             _sent(name, value, pickled)
     began = time.monotonic()
-    options = {"seed": seed, "sandbox": sandbox, "environment": environment, "device": device}
-    options |= {"timeout_s": timeout_s, "trust_repo": checked_trust(trust_repo)}
+    options = load_options(
+        executor,
+        seed=seed,
+        sandbox=sandbox,
+        environment=environment,
+        device=device,
+        timeout_s=timeout_s,
+        trust_repo=checked_trust(trust_repo),
+    )
     rest = {"args": tuple(args), "kwargs": dict(kwargs or {}), "options": options}
     seats = [
         found if isinstance(found, tuple) else seat_of(executor, found, number, model, **rest)
         for number, found in enumerate(_checkouts(executor.session, wanted, retries, fetch))
     ]
-    header = None if results is None else _header(fn, seats, model, rest, batches, weight, function)
+    on = checked_environment(environment) or executor.session.environment
+    header = None if results is None else _header(fn, seats, model, rest, batches, weight, function, on)
     texts = [str(repo.reference) if isinstance(repo, Checkout) else os.fspath(repo) for repo in wanted]
     run = Run(
         executor, seats, texts, function, batches,
@@ -207,6 +216,7 @@ def _header(
     batches: Batches,
     weight: Weight,
     function: Any,
+    on: Any,
 ) -> dict[str, Any]:
     """What makes this question another than others; see docs/evaluate.md."""
     import platform
@@ -221,7 +231,7 @@ def _header(
         "commits": [seat.commit if isinstance(seat, Seat) else None for seat in seats],
         "model": model,
         "args": digest_of((rest["args"], rest["kwargs"])),
-        "on": digest_of((str(rest["options"]["device"]), rest["options"]["environment"])),
+        "on": digest_of((str(rest["options"]["device"]), on)),
         "fn": digest_of(fn),
         "seed": function.seed,
         "training": function.training,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from isohub.hub import Session
     from isohub.session.options import Interruption
 
-__all__ = ["Executor", "Lane", "LaneLostError", "LocalExecutor", "Place", "cores", "done_once"]
+__all__ = ["Executor", "Lane", "LaneLostError", "LocalExecutor", "Place", "cores", "done_once", "load_options"]
 
 _T = TypeVar("_T")
 #: Memory that is left beside a further worker: it may come to need more than one has so far.
@@ -203,6 +203,20 @@ def done_once(executor: Executor, work: Callable[..., _T], *args: Any) -> _T:
         raise AssertionError("a loop that returns or raises")
     finally:
         lane.close()
+
+
+def load_options(executor: Executor, **given: Any) -> dict[str, Any]:
+    """Keywords of `Session.load` for where the work is done: what the caller's session says holds there too.
+
+    Args:
+        executor: Where.
+        **given: What the caller gave; None leaves it to the session.
+    """
+    if not executor.here:
+        for name in ("sandbox", "environment", "timeout_s"):
+            if given[name] is None:
+                given[name] = getattr(executor.session, name)
+    return given
 
 
 def cores() -> int:

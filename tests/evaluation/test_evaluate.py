@@ -198,6 +198,23 @@ def test_mistakes_of_the_caller_are_raised(session, refs, batches):
         evaluate(session, refs["1"], batches, fn=3)
 
 
+def test_a_worker_of_another_python_is_sent_no_code(session, refs, batches, monkeypatch):
+    import isohub.evaluation.working as working
+    from isohub.session.supervisor import Versions
+
+    def older(place, seat):
+        seated = take_seat(place, seat)
+        next(seated.remotes()).worker.versions = Versions("3.9.18", "1.13.1")
+        return seated
+
+    take_seat = working.take_seat
+    monkeypatch.setattr(working, "take_seat", older)
+    found = evaluate(session, refs["1"], batches[:1])
+    assert "that of clone@" in found.rows[0].error
+    assert "3.9.18" in found.rows[0].error
+    assert found.rows[0].failures[0].tries == 1
+
+
 def test_weights(session, refs, batches):
     def fn(model, x):
         return {"mean": model(x).mean(), "n": len(x) ** 2}
