@@ -226,6 +226,9 @@ class Run:
                     del batch
                     if not board.offer(number, refs, wait=True):
                         break  # stopped, or no ref is left that could be loaded
+                    if not board.needs(number):  # the refs that lacked it have been given up
+                        with self._lock:
+                            self._held.pop(number, None)
         board.complete()
 
     def _note(self, number: int, batch: Any) -> None:

@@ -121,7 +121,7 @@ def evaluate_batch(
         raise
     except ValueNotTransferableError as error:
         return Failed("batch", *failure_text(error), again=False)  # the batch is the caller's, the worker is well
-    except (IsohubError, TypeError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever a worker's value does here is that batch's failure
         _leave(place, seat.number)
         wrong_form = not isinstance(error, IsohubError)
         return Failed("batch", *failure_text(error), again=not wrong_form, own=isinstance(error, RemoteError))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import weakref
 
 import pytest
 import torch
@@ -194,6 +195,29 @@ def test_what_failed_is_tried_again_and_a_ref_that_comes_late_is_taken(session, 
     git_ref(make=True, scale="2")
     with pytest.raises(ResultsError, match="ref 2 was"):
         evaluate(session, {"1": refs["1"], "2": late}, results, data=batches[:3])
+
+
+def test_batches_that_nobody_needs_any_more_are_let_go_of(session, refs, tmp_path):
+    """The one ref that lacks them cannot be loaded: the stream is read for its digests, and nothing is kept."""
+    results = tmp_path / "r.jsonl"
+    alive, most = [], [0]
+
+    def stream():
+        for number in range(60):
+            batch = torch.full((1, 3), float(number))
+            alive[:] = [each for each in alive if each() is not None]
+            most[0] = max(most[0], len(alive))
+            alive.append(weakref.ref(batch))
+            yield batch
+            del batch
+
+    both = {"1": refs["1"], "2": refs["broken"]}
+    evaluate(session, both, results, data=stream())
+    most[0] = 0
+    again = evaluate(session, both, results, data=stream())
+    assert again.resumed == 60
+    assert again.rows[1].error is not None
+    assert most[0] <= 4 + 2 + 3
 
 
 @pytest.fixture
