@@ -244,7 +244,7 @@ class _RayLane:
         """Do it there.
 
         Raises:
-            LaneLostError: The actor or its node is gone; another was asked for.
+            LaneLostError: The actor or its node is gone; `ready` asks for another.
         """
         from isohub.session.arguments import pickled  # noqa: PLC0415 - torch comes with it
 
