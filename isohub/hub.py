@@ -659,7 +659,7 @@ class Session:
             outline = read_outline(checkout.path)
             prepared = self._prepared(on, checkout, outline, force_reload=wanted.force_reload, verbose=wanted.verbose)
             offline = is_offline(self._offline)
-            placement = Placement(policy, _root_of(checkout), self._weights_of(checkout.pin))
+            placement = Placement(policy, _root_of(checkout), self._weights_of(checkout.pin), self._root())
             broker = Broker(
                 self._root(),
                 checkout.pin,

@@ -268,4 +268,4 @@ def test_no_terminal_no_prompt_no_hang(servers):
         env=environment,
         timeout=100,
     )
-    assert done.stdout.split() == ["RemoteModule", "True"], done.stderr
+    assert done.stdout.split() == ["MNIST", "True"], done.stderr

@@ -82,10 +82,11 @@ def _verdict_on(difference: Difference) -> list[Words]:
     if worst is not None and worst.verdict == "changed":
         found.append(["outputs changed: ", *_worst_words(worst)])
     elif worst is not None:
-        figure = _number(max(leaf.max_abs for leaf in difference.outputs or ()))
-        beyond = (
-            f" beyond the tolerance: max abs {figure}" if worst.verdict == "tolerated" else f" beyond noise of {figure}"
-        )
+        size = max(leaf.max_abs for leaf in difference.outputs or ())
+        if worst.verdict == "tolerated":
+            beyond = f" beyond the tolerance: max abs {_number(size)}"
+        else:
+            beyond = f" beyond noise of {_number(size)}" if size else " beyond noise"
     opaque = next((leaf for leaf in difference.outputs or () if leaf.verdict == "opaque"), None)
     if opaque is not None:
         found.append(["not compared: ", Named(opaque.path), " stays in its worker"])
@@ -93,7 +94,9 @@ def _verdict_on(difference: Difference) -> list[Words]:
         found.append([f"state changed: {_state_counts(difference.state)}"])
     if difference.modules is not None and difference.modules.any:
         found.append([f"modules changed: {_modules_counts(difference.modules)}"])
-    if not found:
+    if difference.outputs is None and difference.state is None and difference.modules is None:
+        found.append(["nothing was compared: it is no module, and there were no inputs"])
+    elif not found:
         found.append([f"no change{beyond}"])
     elif worst is None and difference.outputs and opaque is None:
         found.insert(0, ["outputs equal"])
@@ -181,7 +184,9 @@ def _troubles(name: str, ref: RefResult) -> Iterator[Block]:
         yield Line([f"{name} failed ({ref.failure.phase}): ", Named(f"{ref.failure.type}: {ref.failure.message}")])
         frames = [line.strip() for line in (ref.failure.traceback or "").splitlines() if line.startswith("  File ")]
         if frames:
-            yield Line(["  in ", Named(frames[-1])])
+            # The repo's own, if any: that is where one looks first.
+            own = [frame for frame in frames if "/site-packages/" not in frame and "/lib/python" not in frame]
+            yield Line(["  in ", Named((own or frames)[-1])])
         if ref.failure.hint:
             yield Line(["hint: ", Named(ref.failure.hint)])
     if ref.unstable:

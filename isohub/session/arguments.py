@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import site
 import sys
 import sysconfig
 import threading
@@ -268,7 +269,8 @@ def _lies_outside(name: str, module: Any) -> bool:
 
 def _installed() -> tuple[str, ...]:
     kinds = ("stdlib", "platstdlib", "purelib", "platlib")
-    return tuple({os.path.realpath(sysconfig.get_path(kind)) + os.sep for kind in kinds})
+    users = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []  # which a zygote is given too
+    return tuple({os.path.realpath(path) + os.sep for path in (*map(sysconfig.get_path, kinds), *users)})
 
 
 # Which argument it was.

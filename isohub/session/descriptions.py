@@ -7,6 +7,7 @@ Side: caller. Trust: names and texts are a worker's: names are checked, texts es
 
 from __future__ import annotations
 
+import functools
 import inspect
 import keyword
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from isohub.errors import IsohubError, printable
+from isohub.session.likeness import example_of
 
 if TYPE_CHECKING:
     from isohub.session.link import Remote
@@ -130,14 +132,41 @@ class Described:
 
 
 class Signed:
-    """A method of a handle's class that shows the remote object's signature and docstring on a handle."""
+    """A method of a handle's class that shows the remote object's signature and docstring on a handle.
+
+    So it does on the class of a handle that is alive, with ``self``.
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
         self.__doc__ = function.__doc__
 
     def __get__(self, handle: Any, owner: type) -> Any:
-        return self._function if handle is None else _Bound(self._function, handle)
+        if handle is not None:
+            return _Bound(self._function, handle)
+        example = example_of(owner)
+        return self._function if example is None else _of_the_class(self._function, example)
+
+
+def _of_the_class(function: Callable[..., Any], example: Any) -> Callable[..., Any]:
+    """That method as the class's, a plain function, described by one handle of the class."""
+    try:
+        described = describe(example._isohub)
+    except IsohubError:
+        return function
+
+    @functools.wraps(function)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(self, *args, **kwargs)
+
+    method.__doc__ = described.doc
+    if described.signature is not None and "self" not in described.signature.parameters:
+        rows = list(described.signature.parameters.values())
+        only = any(row.kind is inspect.Parameter.POSITIONAL_ONLY for row in rows)
+        kind = inspect.Parameter.POSITIONAL_ONLY if only else inspect.Parameter.POSITIONAL_OR_KEYWORD
+        signature = described.signature.replace(parameters=[inspect.Parameter("self", kind), *rows])
+        method.__signature__ = signature  # type: ignore[attr-defined]
+    return method
 
 
 class _Bound:

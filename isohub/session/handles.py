@@ -22,11 +22,13 @@ import torch
 
 from isohub.errors import ProtocolError
 from isohub.session.descriptions import Described, Signed
+from isohub.session.likeness import Look, make_like
 from isohub.session.link import Remote, Stats, refuse_pickle
 from isohub.session.objects import Container, RemoteObject, is_a_protocol, names_of, object_handle, shown
 from isohub.session.options import awaited, options, pipelined
 from isohub.session.parameters import parameters_of, register_parameter, remote_parameter
 from isohub.session.surface import Surface
+from isohub.session.tracing import unseen_by_dynamo
 from isohub.session.versions import check_export
 
 if TYPE_CHECKING:
@@ -51,6 +53,11 @@ class RemoteModule(Surface):
     def __init__(self, remote: Remote) -> None:
         super().__init__()
         self.__dict__["_isohub"] = remote
+
+    @unseen_by_dynamo
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module, with the hooks of this process."""
+        return super().__call__(*args, **kwargs)
 
     @Signed
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -223,6 +230,8 @@ class RemoteModule(Surface):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load a state into the remote module; as ``torch.nn.Module.load_state_dict``, with its errors."""
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"Expected state_dict to be dict-like, got {type(state_dict)}.")
         kwargs = {"strict": strict, "assign": True} if assign else {"strict": strict}
         result = self._isohub.ask(
             "load_state_dict",
@@ -253,7 +262,7 @@ class RemoteModule(Surface):
 
     @property
     def _parameters(self) -> dict[str, Any]:
-        return dict(self.named_parameters(recurse=False))
+        return self._look(self.named_parameters(recurse=False))
 
     @_parameters.setter
     def _parameters(self, own: object) -> None:
@@ -261,11 +270,22 @@ class RemoteModule(Surface):
 
     @property
     def _buffers(self) -> dict[str, Any]:
-        return dict(self.named_buffers(recurse=False))
+        return self._look(self.named_buffers(recurse=False))
 
     @_buffers.setter
     def _buffers(self, own: object) -> None:
         """As for `_parameters`."""
+
+    @property
+    def _modules(self) -> dict[str, Any]:
+        return self._look([] if self._was_just_loaded() else self.named_children())
+
+    @_modules.setter
+    def _modules(self, own: object) -> None:
+        """As for `_parameters`."""
+
+    def _look(self, rows: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        return Look(dict(rows), self._isohub.worker.name)
 
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Any:
         """What ``to``, ``half`` and their like of a local module that holds this one come to."""
@@ -323,14 +343,16 @@ class RemoteModule(Surface):
         for name, parameter in self.named_parameters(remove_duplicate=False):
             if name == target:
                 return parameter
-        raise AttributeError(f"{self._isohub.class_name} has no parameter {target!r}")
+        found: torch.nn.Parameter = self._isohub.call("get_parameter", (target,), {})  # which raises torch's own error
+        return found
 
     def get_buffer(self, target: str) -> torch.Tensor:
         """A copy of the buffer of that dotted name."""
         for name, buffer in self.named_buffers(remove_duplicate=False):
             if name == target:
                 return buffer
-        raise AttributeError(f"{self._isohub.class_name} has no buffer {target!r}")
+        found: torch.Tensor = self._isohub.call("get_buffer", (target,), {})  # likewise
+        return found
 
     def _get_name(self) -> str:
         return self._isohub.class_name.rpartition(".")[2]
@@ -460,6 +482,8 @@ class RemoteModule(Surface):
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "__class__":
+            self._refuse("the class of", "is not changed from here", "h.run(fn, ...) does in the worker what does that")
         if name in self.__dict__ or hasattr(type(self), name):
             object.__setattr__(self, name, value)
         elif isinstance(value, torch.nn.Parameter):
@@ -470,8 +494,11 @@ class RemoteModule(Surface):
     def __delattr__(self, name: str) -> None:
         if name in self.__dict__:
             object.__delattr__(self, name)
-        else:
-            self._isohub.operate("delattr", name)
+            return
+        # torch.nn.utils' norms and parametrisations begin so, and put in its place what cannot come from here.
+        if self._isohub.ask("parameter", name, "describe", None, phase=f"deleting its attribute {name!r}") is not None:
+            self._refuse("a parameter of", "is not deleted from here", "h.run(fn, ...) works on the live module")
+        self._isohub.operate("delattr", name)
 
     def __dir__(self) -> list[str]:
         local = [name for name in vars(RemoteModule) if not name.startswith("_")]
@@ -495,7 +522,8 @@ def make_handle(remote: Remote, module: bool, indexable: bool) -> RemoteModule |
     """The handle for what a worker sent."""
     if not module:
         return object_handle(remote)
-    return IndexableRemoteModule(remote) if indexable else RemoteModule(remote)
+    made: RemoteModule = make_like(IndexableRemoteModule if indexable else RemoteModule, remote)
+    return made
 
 
 def mark_loaded(built: Any) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from isohub.errors import IsohubError, ProtocolError
-from isohub.session.supervisor import Faulted, Question
+from isohub.session.question import Faulted, Question
 
 if TYPE_CHECKING:
     from isohub.session.link import Remote

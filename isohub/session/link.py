@@ -34,7 +34,9 @@ from isohub.session.gradients import recording_for
 from isohub.session.iterations import prompt_end
 from isohub.session.modes import carried
 from isohub.session.options import Interruption, current_interruption, resumed, timeout_of
-from isohub.session.supervisor import Faulted, Question, Worker
+from isohub.session.question import Faulted, Question
+from isohub.session.supervisor import Worker
+from isohub.session.tracing import refuse_if_watched
 from isohub.session.versions import lacked_dtype, takes_code
 from isohub.wire.codec import LackedDtype, TooLargeToEncode
 from isohub.wire.protocol import MAX_REFERENCES
@@ -195,6 +197,7 @@ class Link:
             also: What it gives gradients for, beside its arguments: inputs of an earlier call.
         """
         self._check_process()
+        refuse_if_watched(op, args, self.worker.name)
         recording = recording_for(self, also) if record else None
         question = Question(
             op,

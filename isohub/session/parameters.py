@@ -145,6 +145,13 @@ def parameters_of(handle: Any, rows: Iterable[tuple[str, torch.Tensor, bool]]) -
 
 def register_parameter(remote: Remote, name: str, parameter: torch.Tensor | None) -> None:
     """Register a parameter in the remote module, with the values and ``requires_grad`` of this one."""
+    if isinstance(parameter, _Copy):
+        # torch.nn.utils' pruning and norms, and who ties two layers: all mean the one that lives there.
+        raise RuntimeError(
+            f"{parameter.__dict__['_isohub_source'][1]!r} is a copy of what the worker of {remote.worker.name} has: as "
+            f"{name!r} it would be another parameter there\n"
+            "hint: h.run(fn, ...) works on the live module, with torch.nn.utils too; .clone() is a tensor of your own"
+        )
     given = (parameter, parameter is not None and parameter.requires_grad)
     remote.ask("parameter", name, "register", given, phase=f"registering the parameter {name!r}")
 

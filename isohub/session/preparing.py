@@ -16,7 +16,8 @@ import torch
 
 from isohub.environments.runtime import Runtime
 from isohub.errors import ProtocolError, WorkerStartError, printable
-from isohub.session.supervisor import Faulted, Question, Versions, Worker
+from isohub.session.question import Faulted, Question
+from isohub.session.supervisor import Versions, Worker
 from isohub.wire.arena import dtype_names
 
 __all__ = ["could_not_start", "prepare"]

@@ -41,11 +41,13 @@ class Placement:
         policy: A `Sandbox`, or "none".
         checkout: Root of the tree whose code it runs.
         granted: Directories of the store that are its repo's own, read-only.
+        store: Root of the store, if there is one: no worker may change anything in it.
     """
 
     policy: Sandbox | str
     checkout: Path
     granted: tuple[Path, ...] = ()
+    store: Path | None = None
 
 
 def memory_limit_bytes(policy: Sandbox) -> int:
@@ -104,10 +106,20 @@ def _open_files(policy: Sandbox) -> int:
 def _check_nesting(placement: Placement, policy: Sandbox) -> None:
     """Refuse what lies within a ``write=`` path: a worker could put a link in its place, for the next to be given.
 
+    So with the store, and with what is in it: what one worker wrote there another one would run.
+
     Raises:
         PolicyError: Something does.
     """
     writable = [str(path) for path in policy.write]
+    store = None if placement.store is None else os.path.realpath(placement.store)
+    for path in writable:
+        real = os.path.realpath(path)
+        if store is not None and (is_below(store, real) or is_below(real, store)):
+            raise PolicyError(
+                f"write={path!r} would let the worker change isohub's own cache, {str(placement.store)!r}",
+                hint="name a directory that is neither in the cache nor around it",
+            )
     named = [("read", str(path)) for path in policy.read] + [("write", path) for path in writable]
     for name, path in [*named, ("checkout", str(placement.checkout))]:
         for above in writable:

@@ -7,6 +7,7 @@ Side: caller.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -58,6 +59,10 @@ class Surface(torch.nn.Module):
         """Compile the remote module's forward, in its worker, with the next call."""
         self._forward_to_worker("compile", *args, **kwargs)
 
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What torch.jit.script asks of a module before it reads its code."""
+        self._refuse("the code of", "cannot be scripted from here", "h.torchscript() scripts it there")
+
     # State.
 
     def extra_repr(self) -> str:
@@ -102,17 +107,22 @@ class Surface(torch.nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """What ``load_state_dict`` of a local module that holds this one comes to."""
+        """What ``load_state_dict`` of a local module that holds this one comes to: all of it, submodules included."""
         own = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
         assign = bool(local_metadata.get("assign_to_params_buffers", False))
         try:
             missing, unexpected = self.load_state_dict(own, strict=False, assign=assign)
         except RemoteError as error:
+            missing, unexpected = [], []
             error_msgs.append(error.remote_message or error.message)
-            return
+        self.__dict__["_isohub_loaded_by"] = threading.get_ident()
         missing_keys.extend(prefix + name for name in missing)
         if strict:
             unexpected_keys.extend(prefix + name for name in unexpected)
+
+    def _was_just_loaded(self) -> bool:
+        """Whether torch now looks for submodules to load, which were loaded with this one. Asked once."""
+        return bool(self.__dict__.pop("_isohub_loaded_by", None) == threading.get_ident())
 
     def _refuse_state_hook(self, name: str) -> NoReturn:
         hint = f"h.run(lambda module: module.{name}(...)) does it there"

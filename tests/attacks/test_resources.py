@@ -162,7 +162,7 @@ def test_c28_a_bomb_that_never_stops_ends_with_its_worker(own, hub):
     pids = companions(handle.stats().pid)
     assert len(pids) > 50  # the control
     handle.close()
-    assert eventually(lambda: all(gone(pid) for pid in pids))
+    assert eventually(lambda: all(gone(pid) for pid in pids), within_s=60)  # three hundred that spin, on few cores
 
 
 @pytest.mark.parametrize(

@@ -256,3 +256,16 @@ def test_c19_a_worker_with_gpus_changes_its_own_threads_names_and_no_other_file_
     assert {found.pop(path) for path in paths} == {without.pop(path) for path in paths} == {"refused"}
     assert set(found.values()) == {"isohub-test"}  # the control
     assert set(without.values()) == {"refused"}
+
+
+def test_c19_no_worker_may_change_the_cache(hub, tmp_path):
+    store = tmp_path / "around" / "store"
+    (tmp_path / "around" / "store" / "within").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(store)
+    beside = tmp_path / "around" / "beside"
+    beside.mkdir()
+    with isohub.Session(store, timeout_s=60) as own:
+        for path in (store, store / "within", store.parent, tmp_path / "link"):
+            with pytest.raises(errors.PolicyError, match="own cache"):
+                own.load(hub("good"), "mlp", sandbox=Sandbox(write=[path]))
+        assert own.load(hub("good"), "mlp", sandbox=Sandbox(write=[beside])).training  # the control

@@ -21,7 +21,21 @@ from isohub.cli.main import isohub_group
 from isohub.cli.options import Settings
 from tests.conftest import eventually, gone
 
-COMMANDS = ["demo", "list", "help", "inspect", "fetch", "run", "ps", "lock", "trust", "cache", "doctor"]
+COMMANDS = [
+    "demo",
+    "list",
+    "help",
+    "inspect",
+    "fetch",
+    "run",
+    "compare",
+    "ps",
+    "lock",
+    "trust",
+    "cache",
+    "env",
+    "doctor",
+]
 
 
 def test_help_lists_every_command() -> None:

@@ -135,8 +135,9 @@ class Fed(Worker):
             else:
                 self.far.shutdown(socket.SHUT_WR)
             return
-        if self._outbox is not None:
-            ctypes.memset(self._outbox.address, self._fill, _PAGE)
+        outbox = self._mailbox._outbox
+        if outbox is not None:
+            ctypes.memset(outbox.address, self._fill, _PAGE)
         rights = []
         descriptors: list[int] = []
         if self._late == 0 and self._count:

@@ -297,7 +297,7 @@ def test_shared_memory_is_page_locked_on_both_sides(same):
 
 def test_memory_of_the_gpu_is_shared_from_the_second_call_on(session, repo):
     handle = session.load(repo, "same", device="cuda", sandbox=isohub.Sandbox(gpu=0))
-    traffic = handle._isohub.worker._traffic
+    traffic = handle._isohub.worker._mailbox.traffic
     value = torch.randn(20 << 20, device="cuda")
     for _ in range(5):  # the first goes by host memory; larger arenas come as it is known what is needed
         value.normal_()
@@ -336,7 +336,7 @@ def test_a_worker_that_maps_nothing_gets_all_by_host_memory(session, repo, monke
     value = torch.randn(1 << 20, device="cuda")
     for _ in range(3):
         assert equal(handle(value), value)
-    assert handle._isohub.worker._traffic._pairs == {}
+    assert handle._isohub.worker._mailbox.traffic._pairs == {}
     assert handle._isohub.worker.alive
 
 

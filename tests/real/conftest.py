@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from tests.real.packages import SEED, alone, export, materialise
@@ -16,10 +18,9 @@ def truth(tmp_path_factory):
         if pair.name not in known:
             directory = tmp_path_factory.mktemp(pair.name)
             repo = materialise(pair, directory)
-            known[pair.name] = (
-                repo,
-                [alone(export(repo, version, directory / "at"), pair, SEED) for version in pair.versions],
-            )
+            checkouts = [export(repo, version, directory / "at") for version in pair.versions]
+            with ThreadPoolExecutor(2) as both:
+                known[pair.name] = (repo, list(both.map(lambda checkout: alone(checkout, pair, SEED), checkouts)))
         return known[pair.name]
 
     return of

@@ -28,16 +28,22 @@ from tests.real.alone import make_tensors
 
 __all__ = [
     "BROKEN",
+    "CACHE",
     "PAIRS",
+    "PROJECT",
     "SEED",
     "Pair",
     "Release",
     "alone",
+    "commit",
     "export",
     "fetch_sdist",
+    "hubconf_of",
     "make_inputs",
     "materialise",
+    "quiet_threads",
     "same",
+    "unpack",
 ]
 
 #: Of builds and inputs, in the oracle and in what is held against it.
@@ -84,7 +90,8 @@ class Pair:
         return self.name
 
 
-def _hubconf(body: str) -> str:
+def hubconf_of(body: str) -> str:
+    """A hubconf with this body."""
     return '"""Entrypoints of this release."""\n\ndependencies = ["torch"]\n\n' + textwrap.dedent(body).lstrip()
 
 
@@ -383,22 +390,33 @@ def materialise(pair: Pair, directory: Path) -> Path:
     """Commits both releases to a new git repository, as tags named by version, and returns its path."""
     repo = directory / pair.name
     repo.mkdir(parents=True)
-    _git(repo, "init", "--quiet", "--initial-branch=main")
     for release in pair.releases:
         for old in repo.iterdir():
             if old.name != ".git":
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
-        with tempfile.TemporaryDirectory(dir=directory) as scratch:
-            with tarfile.open(fetch_sdist(pair.name, release)) as archive:
-                archive.extractall(scratch, **_SAFELY)
-            (top,) = Path(scratch).iterdir()
-            for entry in top.iterdir():
-                entry.rename(repo / entry.name)
-        (repo / "hubconf.py").write_text(_hubconf(release.hubconf))
-        _git(repo, "add", "--all", "--force")
-        _git(repo, "commit", "--quiet", "--message", f"{pair.name} {release.version}")
+        unpack(fetch_sdist(pair.name, release), repo)
+        (repo / "hubconf.py").write_text(hubconf_of(release.hubconf))
+        commit(repo, f"{pair.name} {release.version}")
         _git(repo, "tag", release.version)
     return repo
+
+
+def unpack(sdist: Path, directory: Path) -> None:
+    """Puts the files of a source distribution into a directory, without its top folder."""
+    with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
+        with tarfile.open(sdist) as archive:
+            archive.extractall(scratch, **_SAFELY)
+        (top,) = Path(scratch).iterdir()
+        for entry in top.iterdir():
+            entry.rename(directory / entry.name)
+
+
+def commit(repo: Path, message: str) -> None:
+    """Commits all that a directory holds; makes it a repository if it is none."""
+    if not (repo / ".git").is_dir():
+        _git(repo, "init", "--quiet", "--initial-branch=main")
+    _git(repo, "add", "--all", "--force")
+    _git(repo, "commit", "--quiet", "--message", message)
 
 
 def export(repo: Path, tag: str, directory: Path) -> Path:
@@ -430,6 +448,11 @@ def make_inputs(pair: Pair, seed: int) -> tuple[torch.Tensor, ...]:
     return make_tensors(pair.inputs, seed)
 
 
+def quiet_threads() -> dict[str, str]:
+    """The environment for a process beside others: its threads sleep while they wait, and are as many as ever."""
+    return {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+
+
 def alone(checkout: Path, pair: Pair, seed: int, after: Path | None = None) -> dict[str, Any]:
     """What torch.hub gives for a checkout in a fresh process.
 
@@ -448,7 +471,9 @@ def alone(checkout: Path, pair: Pair, seed: int, after: Path | None = None) -> d
         command = [sys.executable, "-I", str(ORACLE), str(checkout), pair.entrypoint, json.dumps(pair.kwargs),
                    str(seed), str(out), "--inputs", json.dumps(pair.inputs)]  # fmt: skip
         command += ["--after", str(after)] if after is not None else []
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=scratch)
+        done = subprocess.run(
+            command, env=quiet_threads(), capture_output=True, text=True, timeout=300, check=False, cwd=scratch
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         result = torch.load(out, weights_only=True)
     assert isinstance(result, dict)

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import io
 import mmap
+import site
 import socket
 import sys
 import threading
@@ -247,3 +248,15 @@ def test_tensors_of_own_modules_that_go_are_told(helpers):
     found = []
     pickled(helpers.use, None, found)
     assert [each is helpers.WANTED for each in found] == [True]
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_what_a_user_has_installed_is_imported_there(tmp_path, monkeypatch, used):
+    name = f"of_the_user_{used}".lower()
+    (tmp_path / f"{name}.py").write_text("class Thing:\n    pass\n")
+    monkeypatch.setattr(site, "ENABLE_USER_SITE", used)
+    monkeypatch.setattr(site, "USER_SITE", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    thing = __import__(name).Thing()
+    by_name = b"_make_skeleton_class" not in pickled(thing)  # by value otherwise: a worker could not import it
+    assert by_name is used

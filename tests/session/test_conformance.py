@@ -296,6 +296,7 @@ def test_between_local_modules(both):
         local.load_state_dict({name: value for name, value in changed.items() if name != "1.0.weight"})
     assert str(error.value) == str(expected.value)
     assert repr(whole) == repr(local)
+    assert list(handle._modules) == list(model._modules)  # torch, as it loads, sees none: they were loaded with it
     whole.zero_grad()
     assert all(parameter.grad is None for parameter in handle.parameters())
     whole.requires_grad_(False)

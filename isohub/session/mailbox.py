@@ -1,0 +1,244 @@
+"""What is written to one worker and read of it, and the memory that both share.
+
+1. An arena is written to when the worker has answered, and is let go when a model kept an input in it.
+2. What an answer says is checked by the wire before anything is built of it.
+3. Objects and graphs that nobody here holds any more are named with the next question.
+
+Side: caller. Trust: what comes is a worker's.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from isohub.errors import ProtocolError, ValueNotTransferableError, WorkerError
+from isohub.sandbox.policy import Sandbox
+from isohub.session.devices import Gpus, Traffic
+from isohub.session.gradients import GRAPHS_SHARE
+from isohub.session.question import Question
+from isohub.session.replies import Answer, Ready, Reply, Want
+from isohub.session.request import memory_limit_bytes
+from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, Claims, copying, open_parcel, unload, viewing
+from isohub.wire.codec import Decoder, Encoder
+from isohub.wire.protocol import MAX_FRAME_BYTES
+
+__all__ = ["Mailbox"]
+
+_SMALLEST_ARENA_BYTES = 1 << 20
+#: Answers beyond this come as parcels: no arena of the caller's is as large.
+_LARGEST_OUTBOX_BYTES = 64 << 20
+
+
+class Mailbox:
+    """The arenas of one worker, and the form of its questions and answers.
+
+    One thread at a time, but for `release`.
+
+    Args:
+        name: Of the worker, for errors.
+        commit: Likewise.
+        policy: What it may have: its memory, and the GPUs that it sees.
+    """
+
+    def __init__(self, name: str, commit: str, policy: Sandbox | str) -> None:
+        self._name = name
+        self._commit = commit
+        self._inbox: Arena | None = None
+        self._outbox: Arena | None = None
+        self._known: list[Arena] = []  # those whose descriptors the worker has
+        self._next_outbox_bytes = _SMALLEST_ARENA_BYTES
+        self._graphs_limit_bytes = int(
+            memory_limit_bytes(Sandbox() if isinstance(policy, str) else policy) * GRAPHS_SHARE
+        )
+        self._released: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
+        self._forgotten: queue.SimpleQueue[int] = queue.SimpleQueue()  # recorded calls that nobody can ask for
+        self.traffic = Traffic(Gpus.of(policy))
+
+    def pack(
+        self, question: Question, number: int, other: Callable[[Cargo, Any], Any], lacking: frozenset[str]
+    ) -> tuple[bytes, list[int]]:
+        """The message, and descriptors of the arenas that the worker does not have yet.
+
+        Args:
+            question: What to ask.
+            number: The question's.
+            other: Encodes arguments outside of the closed set.
+            lacking: Names of dtypes that the worker's torch has not.
+
+        Raises:
+            WorkerError: There is no memory for the arguments.
+            ValueNotTransferableError: They take too much text.
+        """
+        cargo = Cargo()
+        encoder = Encoder(cargo, lambda value: other(cargo, value), exact=True, lacking=lacking)
+        args = [encoder.encode(argument) for argument in question.args]
+        devices = self.traffic.lay_out(cargo)
+        offer = self.traffic.offer() if devices else None
+        try:
+            self._make_arenas(cargo.size_bytes)
+        except OSError as error:
+            raise WorkerError(
+                f"no shared memory for {cargo.size_bytes} bytes of arguments to {self._name}: {error}",
+                hint="close handles that are not needed; `ulimit -n` and `free -h` show what is left",
+                reference=self._name,
+                commit=self._commit,
+                phase=question.phase,
+            ) from error
+        if cargo.size_bytes:
+            assert self._inbox is not None
+            if cargo.claims.devices:
+                self._inbox.lock_pages()
+            cargo.write_to(self._inbox.address)
+        if devices:
+            self.traffic.write(cargo)
+        arenas = {"inbox": self._inbox, "outbox": self._outbox}
+        unknown = {
+            name: arena
+            for name, arena in arenas.items()
+            if arena is not None and not any(arena is known for known in self._known)
+        }
+        released, forgotten = [], []
+        while not self._released.empty():  # this thread alone takes from it
+            released.append(self._released.get_nowait())
+        while not self._forgotten.empty():
+            forgotten.append(self._forgotten.get_nowait())
+        message = {
+            "number": number,
+            "op": question.op,
+            "target": question.target,
+            "args": args,
+            "claims": cargo.claims[:2],
+            "arenas": list(unknown),
+            "released": released,
+            "limit": question.limit_bytes,
+            "parcel": question.parcel,
+            "grad": question.grad,
+            "inference": question.inference,
+            "forgotten": forgotten,
+        }
+        if devices:
+            message["devices"] = devices
+        if offer is not None:
+            message["offer"] = offer
+        if question.modes:
+            message["modes"] = question.modes
+        if question.recording is not None:
+            rows = encoder.differentiable
+            inputs = question.recording.begin(number, rows, self._forgotten)
+            message["record"] = {"inputs": inputs, "limit": self._graphs_limit_bytes}
+        body = msgspec.json.encode(message)
+        if len(body) > MAX_FRAME_BYTES:
+            for item in released:
+                self._released.put(item)
+            for graph in forgotten:
+                self._forgotten.put(graph)
+            raise ValueNotTransferableError(
+                f"the arguments take {len(body)} bytes of text; one message takes {MAX_FRAME_BYTES}",
+                hint="pass large data as tensors, arrays or bytes",
+                reference=self._name,
+                commit=self._commit,
+                phase=question.phase,
+            )
+        return body, [*(arena.descriptor for arena in unknown.values()), *self.traffic.descriptors]
+
+    def _make_arenas(self, size_bytes: int) -> None:
+        """Have an inbox for this much, if it is anything, and an outbox as large as the last answer."""
+        if size_bytes and (self._inbox is None or self._inbox.size_bytes < size_bytes):
+            self._drop_inbox()
+            self._inbox = Arena.create(max(size_bytes, _SMALLEST_ARENA_BYTES))
+        if self._outbox is None or self._outbox.size_bytes < self._next_outbox_bytes:
+            if self._outbox is not None:
+                self._outbox.close()
+                self._outbox = None
+            self._outbox = Arena.create(self._next_outbox_bytes)
+
+    def sent(self) -> None:
+        """The message has gone: the worker has all of the arenas."""
+        self._known = [arena for arena in (self._inbox, self._outbox) if arena is not None]
+
+    def unpack(
+        self, reply: Answer, descriptors: Sequence[int], question: Question, remote: Callable[[list[Any]], Any]
+    ) -> Any:
+        """The value that an answer holds.
+
+        Args:
+            reply: Trust: worker.
+            descriptors: What came with it; they stay the asker's to close.
+            question: That it answers.
+            remote: Makes a handle from a reference.
+
+        Raises:
+            ProtocolError: It is none.
+        """
+        claims = Claims(*reply.claims, reply.devices)
+        if len(descriptors) != (reply.via == "parcel"):
+            raise ProtocolError(f"{len(descriptors)} descriptors with an answer by {reply.via}")
+        if reply.via == "parcel":
+            mapping = open_parcel(descriptors[0], question.limit_bytes)
+            size = 0 if mapping is None else len(mapping)
+            place = self.traffic.placing(reply.devices, viewing(mapping))
+            storages, tensors = unload(claims, size, viewing(mapping), place)
+            if not question.parcel:
+                self._next_outbox_bytes = min(max(self._next_outbox_bytes, size), _LARGEST_OUTBOX_BYTES)
+        elif reply.via == "outbox":
+            assert self._outbox is not None
+            place = self.traffic.placing(reply.devices, viewing(self._outbox.carrier))
+            if place is not None:
+                self._outbox.lock_pages()
+            storages, tensors = unload(claims, self._outbox.size_bytes, copying(self._outbox.address), place)
+        else:
+            place = self.traffic.placing(reply.devices, viewing(b""))
+            storages, tensors = unload(claims, 0, viewing(b""), place)
+        value = Decoder(storages, tensors, remote).decode(reply.value)
+        if reply.recorded:
+            if question.recording is None:
+                raise ProtocolError("gradients of a call that was not recorded")
+            question.recording.answered(reply.recorded, tensors)
+        return value
+
+    def note(self, reply: Reply) -> None:
+        """Do not write to an input that the model kept; nor hold on to more than is needed."""
+        if isinstance(reply, (Ready, Want)):
+            return
+        self.traffic.answered(reply.took)
+        if reply.kept or (self._inbox is not None and self._inbox.size_bytes > LARGEST_KEPT_BYTES):
+            self._drop_inbox()
+
+    def _drop_inbox(self) -> None:
+        if self._inbox is not None:
+            self._inbox.close()
+            self._inbox = None
+
+    def release(self, number: int, count: int) -> None:
+        """Let the worker forget an object, with the next question. Any thread."""
+        self._released.put((number, count))
+
+    def drop(self, reply: Reply) -> None:
+        """Give back what an answer refers to that nobody decodes."""
+        if isinstance(reply, Answer):
+            for number in _references(reply.value):
+                self.release(number, 1)
+
+    def close(self) -> None:
+        """Let the memory go."""
+        for arena in (self._inbox, self._outbox):
+            if arena is not None:
+                arena.close()
+        self._inbox = self._outbox = None
+        self.traffic.close()
+
+
+def _references(claimed_value: Any) -> Iterator[int]:
+    """Numbers of the objects that an answer refers to, for one that nobody decodes."""
+    left = [claimed_value]
+    while left:
+        tree = left.pop()
+        if not isinstance(tree, list):
+            continue
+        if len(tree) > 1 and tree[0] == "r" and type(tree[1]) is int:
+            yield tree[1]
+        left.extend(tree)
