@@ -15,6 +15,9 @@ TESTS := $(filter-out $(SLOW_TESTS) $(NO_TESTS),$(patsubst %/,%,$(sort $(wildcar
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-user test-gpu ray check lint types imports bench fuzz clean
 
+# Most of a test is waiting for a worker, so two processes keep two cores busy.
+JOBS ?= 2
+
 # How long `make fuzz` goes on, whichever ends first; -1 runs are no limit.
 FUZZ_SECONDS ?= 60
 FUZZ_RUNS ?= -1
@@ -40,8 +43,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## show two refs of one repo, by torch.hub and by isohub
 	@$(BIN)/isohub demo
 
-test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest $(TESTS)
+test: $(STAMP) ## run the tests, in two processes (JOBS=2)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 
 test-user: $(STAMP) ## run the attack suite as an ordinary user, also when root (ARGS='-k files')
 	$(BIN)/python tests/as_user.py $(ARGS)

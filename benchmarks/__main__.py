@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.bench import Bench, open_bench
 from benchmarks.calls import measure_calls
 from benchmarks.confinement import measure_confinement
+from benchmarks.environments import measure_environments
 from benchmarks.evaluating import measure_evaluation
 from benchmarks.measure import Sizes, Table, machine
 from benchmarks.memory import measure_memory
@@ -32,6 +33,7 @@ PARTS: dict[str, Callable[[Bench], list[Table]]] = {
     "call": measure_calls,
     "state_dict": measure_state_dict,
     "confinement": measure_confinement,
+    "environments": measure_environments,
     "memory": measure_memory,
     "close": measure_close,
     "evaluate": measure_evaluation,

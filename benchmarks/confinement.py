@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.bench import Bench
 from benchmarks.measure import Contestant, Table, compete, no_collections, timed
 
-__all__ = ["measure_confinement"]
+__all__ = ["measure_confinement", "sampled_calls"]
 
 _CONFINED, _FREE = "isohub, as it is by default", "the same with sandbox='none'"
 _GIVES_UP = "confinement; for trusted repos alone"
@@ -53,7 +53,7 @@ def measure_confinement(bench: Bench) -> list[Table]:
             x = torch.ones(max(1, size // 4))
             rows = compete(
                 [
-                    Contestant(name, _calls(bench, handle, x), gives_up)
+                    Contestant(name, sampled_calls(bench, handle, x), gives_up)
                     for name, handle, gives_up in zip((_CONFINED, _FREE), held, ("", _GIVES_UP), strict=True)
                 ],
                 sizes.call_rounds,
@@ -79,7 +79,9 @@ def measure_confinement(bench: Bench) -> list[Table]:
     return tables
 
 
-def _calls(bench: Bench, handle: Any, x: Any) -> Callable[[], list[float]]:
+def sampled_calls(bench: Bench, handle: Any, x: Any) -> Callable[[], list[float]]:
+    """What times calls of a handle, in microseconds, for as long as the sizes say."""
+
     def run() -> list[float]:
         clock = time.perf_counter
         samples: list[float] = []

@@ -49,7 +49,8 @@ from isohub.sandbox.hosts import HostPolicy
 from isohub.sandbox.policy import DEFAULT_REQUIRED, NONE, Sandbox, checked_sandbox
 
 if TYPE_CHECKING:
-    from isohub.environments.prepare import InUse, Prepared
+    from isohub.environments.prepare import Prepared
+    from isohub.environments.store import InUse
     from isohub.repos.pins import Pin
     from isohub.repos.sources.commits import Commit
     from isohub.session.examination import Diagnosis
@@ -605,7 +606,8 @@ class Session:
         verbose: bool,
     ) -> Prepared:
         """What a checkout runs on, in use until the session is closed."""
-        from isohub.environments.prepare import InUse, prepare
+        from isohub.environments.prepare import prepare
+        from isohub.environments.store import InUse
 
         prepared = prepare(
             on,
@@ -620,8 +622,8 @@ class Session:
         with self._pool_lock:
             if self._in_use is None:
                 self._in_use = InUse()
-            self._in_use.add(prepared)
-        return prepared
+            self._in_use.add(prepared.runtime.key, prepared.held)
+        return replace(prepared, held=None)
 
     @contextmanager
     def _lease(

@@ -1,7 +1,8 @@
 """What every test has: a cache of its own, the tiny repos, and one session for tests that harm no session.
 
 ``ISOHUB_EXPECT=landlock,seccomp,namespaces`` names the layers of confinement that this machine is known to have: a test
-that lacks one of these fails; without the variable it is skipped, with the reason.
+that lacks one of these fails; without the variable it is skipped, with the reason. ``python3.9`` in it says the same of
+an interpreter of that version, or 3.8, and of the package index.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def layers_here() -> dict[str, str]:
 def require_layers(*layers: str) -> None:
     """Skip the test that asks where this machine lacks a layer; fail it where ``ISOHUB_EXPECT`` names that layer."""
     expected = os.environ.get("ISOHUB_EXPECT", "").replace(",", " ").split()
-    unknown = set(expected) - {"landlock", "seccomp", "namespaces"}
+    unknown = set(expected) - {"landlock", "seccomp", "namespaces", "python3.9"}
     if unknown:
         raise pytest.UsageError(f"ISOHUB_EXPECT names {', '.join(sorted(unknown))}")
     for layer in layers:
@@ -104,7 +105,7 @@ def require_layers(*layers: str) -> None:
 
 @contextlib.contextmanager
 def all_on(runtime: Runtime) -> Iterator[None]:
-    """Loads within the block are of this runtime, as if it had been built for them."""
+    """Loads within the block are of this runtime, as if it had been built for them; for sessions on "auto"."""
     from isohub.environments import prepare
 
     with pytest.MonkeyPatch.context() as patch:

@@ -115,5 +115,15 @@ def test_bad_arguments_are_refused(arguments):
 
 
 def test_every_part_of_the_page_has_a_runner():
-    names = ["import", "first_load", "warm_load", "call", "state_dict", "confinement", "memory", "close", "evaluate"]
-    assert list(PARTS) == names
+    assert list(PARTS) == [
+        "import",
+        "first_load",
+        "warm_load",
+        "call",
+        "state_dict",
+        "confinement",
+        "environments",
+        "memory",
+        "close",
+        "evaluate",
+    ]

@@ -385,7 +385,7 @@ def test_what_is_no_policy_is_refused(session, hub):
     with pytest.raises(errors.PolicyError, match="sandbox='all'"):
         session.load(hub("good"), "model", sandbox="all")
     with pytest.raises(errors.EnvironmentBuildError):
-        session.load(hub("good"), "model", environment="auto")
+        session.load(hub("good"), "model", environment="conda")
 
 
 @pytest.mark.parametrize("text", ["a:b:c", "org/repo:", "", "org//repo", "org/repo:a..b", "./no/such/place"])

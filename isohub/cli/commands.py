@@ -46,6 +46,7 @@ def list_(settings: Settings, /, repo: str, timeout_s: float | None, **options: 
     """List a repo's entrypoints; hubconf.py runs in a worker."""
     with opened(options, timeout_s=timeout_s) as session:
         checkout = session.fetch(repo, verbose=settings.progress, **options)
+        session.prepare(checkout, verbose=settings.progress)
         names = session.list(checkout, verbose=False)
     found = {"repo": checkout.pin.name, "commit": checkout.commit, "entrypoints": names}
     settings.output.result(found, *names, quiet=names)
@@ -64,6 +65,7 @@ def help_(settings: Settings, /, repo: str, model: str, timeout_s: float | None,
     """Show an entrypoint's docstring; hubconf.py runs in a worker."""
     with opened(options, timeout_s=timeout_s) as session:
         checkout = session.fetch(repo, verbose=settings.progress, **options)
+        session.prepare(checkout, verbose=settings.progress)
         text = session.help(checkout, model, verbose=False)
     found = {"repo": checkout.pin.name, "commit": checkout.commit, "model": model, "help": text}
     shown = None if text is None else cleandoc(text)

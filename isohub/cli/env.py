@@ -36,7 +36,7 @@ _KEY_CHARS = 10
 
 @click.group("env")
 def env() -> None:
-    """Build, list and remove environments: interpreters and packages that repos run on."""
+    """Build, list and remove what repos run on."""
 
 
 @env.command("build")
@@ -50,11 +50,8 @@ def env_build(settings: Settings, /, repo: str | None, **options: Any) -> None:
 
     Without an option it is --environment auto. Without REPO, --with and --environment FILE say what to install.
     """
-    from isohub.environments.environment import Environment
-
-    with opened(options) as session:
-        given = session.environment
-        wanted = Environment("auto") if given.is_host else given
+    with opened(options, default_environment="auto") as session:
+        wanted = session.environment
         if repo is None and wanted.requirements is None:
             raise click.UsageError("name a REPO, or say what to install: --with REQ, or --environment FILE")
         more = {"verbose": settings.progress, "force_reload": options["force_reload"]}
@@ -71,7 +68,8 @@ def env_build(settings: Settings, /, repo: str | None, **options: Any) -> None:
         "directories": list(runtime.packages),
         "packages": _packages(prepared.packages),
     }
-    words = "the host meets all of it" if not prepared.packages else f"{len(prepared.packages)} packages"
+    count = len(prepared.packages)
+    words = f"{count} package{'s' * (count != 1)}" if count else "the host meets all of it"
     settings.output.result(found, f"{runtime.key[:_KEY_CHARS]}  {prepared.name}: {words}", quiet=[runtime.key])
 
 
@@ -131,12 +129,12 @@ def env_show(settings: Settings, /, key: str) -> None:
 @pass_settings
 def env_rm(settings: Settings, /, keys: tuple[str, ...], everything: bool, dry_run: bool) -> None:
     """Remove environments. What is in use stays."""
-    from isohub.environments.inventory import leftovers, plan_removal, stored
+    from isohub.environments.inventory import kept, leftovers, plan_removal, stored
 
     if bool(keys) == everything:
         raise click.UsageError("name a KEY, or say --all" if not keys else "--all and a KEY exclude each other")
     chosen, missing = (stored(_root()), []) if everything else _named(keys)
-    plan = plan_removal(chosen, leftovers(_root()) if everything else ())
+    plan = plan_removal(chosen, [*leftovers(_root()), *kept(_root())] if everything else ())
     carried_out(settings, _root(), plan, dry_run, missing=missing)
 
 

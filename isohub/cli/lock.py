@@ -135,6 +135,7 @@ class _Locker:
             if (new := weights.get(each.which)) is not None and new != each
         ]
         unlocked = [each.url for each in before.weights if not same_commit or weights[each.which] is None]
+        unlocked += [f"the environment {each.name}" for each in before.environment]
         same = same_commit and (before.tree, before.ref) == (checkout.tree, checkout.pin.ref_name)
         return wanted.row(
             "unchanged" if same and not changed and not unlocked else "updated",

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -148,7 +148,13 @@ def environment_options(command: _F) -> _F:
         click.option("--allow-build", is_flag=True, help="Also build packages that are there as source only."),
         click.option("--extra", "extras", multiple=True, metavar="NAME", help="An optional part of the project."),
         click.option("--override", "overrides", multiple=True, metavar="REQ", help="In place of what is asked for."),
-        click.option("--with", "requirements", multiple=True, metavar="REQ", help="Install this, not what REPO says."),
+        click.option(
+            "--with",
+            "requirements",
+            multiple=True,
+            metavar="REQ",
+            help="Install this, not what REPO says; over this Python's packages.",
+        ),
         click.option("--python", metavar="VERSION", help="Another Python, such as 3.9, with packages of its own."),
         click.option(
             "--environment",
@@ -160,24 +166,28 @@ def environment_options(command: _F) -> _F:
     return command
 
 
-def _environment(options: dict[str, Any]) -> Any:
+def _environment(options: dict[str, Any], default: str | None) -> Any:
     """The environment that `environment_options` gave; they are taken out of the options."""
     from isohub.environments.environment import Environment
 
     if "allow_build" not in options:
         return None
-    base, requirements = options.pop("environment"), options.pop("requirements") or None
+    base: str | None = options.pop("environment")
+    requirements: Any = options.pop("requirements") or None
     fields = {name: options.pop(name) for name in ("python", "overrides", "extras", "allow_build")}
     if base is not None and base not in ("host", "auto"):
         if requirements is not None:
             raise click.UsageError("--environment FILE and --with both say what to install; say one of them")
-        base, requirements = None, Path(base)
+        requirements = Path(base)
+        base = None
+    elif base is None and fields["python"] is None:
+        base = "auto" if requirements is not None else default
     if base is None and requirements is None and fields["python"] is None:
         if any(fields.values()):
             raise click.UsageError("of which environment? say --environment auto, or --python VERSION")
         return None
     try:
-        return Environment(base, requirements=requirements, **fields)
+        return Environment(cast("Any", base), requirements=requirements, **fields)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 
@@ -196,11 +206,12 @@ def _sandbox(options: dict[str, Any]) -> Any:
     return level or policy
 
 
-def opened(options: dict[str, Any], **more: Any) -> Session:
+def opened(options: dict[str, Any], *, default_environment: str | None = None, **more: Any) -> Session:
     """A session with the rules that the options above gave; they are taken out of the options.
 
     Args:
         options: What they gave; what is left is for `Session.fetch`.
+        default_environment: "host" or "auto", where no environment is named; None leaves that to the session.
         **more: More parameters of `Session`.
     """
     from isohub.hub import Session
@@ -208,7 +219,7 @@ def opened(options: dict[str, Any], **more: Any) -> Session:
     frozen, lockfile = options.pop("frozen"), options.pop("lockfile")
     return Session(
         sandbox=_sandbox(options),
-        environment=_environment(options),
+        environment=_environment(options, default_environment),
         offline=options.pop("offline") or None,
         lockfile=lockfile or (_LOCKFILE if frozen else None),
         frozen=frozen,

@@ -84,6 +84,7 @@ def run(
 
     with opened(options, timeout_s=timeout_s) as session, no_grad():
         checkout = session.fetch(repo, verbose=settings.progress, **options)
+        session.prepare(checkout, verbose=settings.progress)
         started = time.perf_counter()
         built = session.load(
             checkout,

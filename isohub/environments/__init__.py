@@ -1,1 +1,1 @@
-"""What a checkout runs on: which packages it declares."""
+"""What a checkout runs on: what it asks for, and the interpreter and packages that meet it."""

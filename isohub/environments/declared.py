@@ -9,8 +9,13 @@ import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from isohub.errors import EnvironmentBuildError, printable
+from isohub.repos.naming import has_hidden
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 __all__ = ["LIMIT_BYTES", "Asked", "Declared", "Indexes", "Unusable", "read_text"]
 
@@ -90,6 +95,19 @@ class Declared:
     remarks: list[str] = field(default_factory=list)
     indexes: Indexes = field(default_factory=Indexes)
     requires_python: str | None = None
+
+    def ask(
+        self, requirement: Requirement, where: str, *, hashes: tuple[str, ...] = (), constraint: bool = False
+    ) -> None:
+        """Add a requirement that was parsed, if it is a name and versions of it and nothing else."""
+        text = str(requirement)
+        if requirement.url is not None:
+            self.unusable.append(Unusable(requirement.name, where, "an address", requirement.name))
+        elif has_hidden(text):  # `===` takes any text
+            shown = printable(text, limit_chars=200, newlines=False)
+            self.unusable.append(Unusable(shown, where, "control or invisible characters", requirement.name))
+        else:
+            (self.constraints if constraint else self.asked).append(Asked(text, where, hashes))
 
     def extend(self, other: Declared) -> None:
         """Add what other files ask for."""

@@ -254,4 +254,5 @@ def _described(dependency: Dependency, installed: Callable[[str], str | None]) -
     version = None if requirement is None else installed(requirement.name)
     if requirement is None or version is None:
         return text
-    return f"{requirement.name} (have {version}, want {requirement.specifier})" if requirement.specifier else text
+    wanted = printable(str(requirement.specifier), limit_chars=100, newlines=False)
+    return f"{requirement.name} (have {version}, want {wanted})" if wanted else text

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from isohub.errors import EnvironmentBuildError, printable
+from isohub.repos.naming import has_hidden
 
 __all__ = ["Environment", "check_requirement", "checked_environment"]
 
@@ -78,6 +79,10 @@ class Environment:
             raise ValueError(
                 "Environment('host') is as it stands; Environment('auto', ...) puts packages in front of it"
             )
+        if self.extras and self.requirements is not None:
+            raise ValueError(
+                "extras= are parts of the repo's own project, and requirements= says what to install instead"
+            )
         if self.base == "auto" and self.python is not None:
             raise ValueError(
                 f"Environment('auto', python={self.python!r}): 'auto' is over this interpreter, Python "
@@ -96,7 +101,7 @@ class Environment:
         """For people, and for the lockfile: what was wanted, in a line without secrets."""
         words: list[str] = [self.base] if self.base is not None else [f"python {self.python or 'this'}"]
         if isinstance(self.requirements, str):
-            words.append(f"file {Path(self.requirements).name}")
+            words.append(f"file {Path(self.requirements).name} sha256 {_content_digest(self.requirements)}")
         elif self.requirements is not None:
             words.append(f"with {', '.join(self.requirements) or 'nothing'}")
         words += [f"override {', '.join(self.overrides)}"] if self.overrides else []
@@ -148,7 +153,17 @@ def check_requirement(text: Any, what: str) -> str:
             f"{what}: {shown} names an address; expected a package of an index\n"
             "hint: put the wheel into a directory, and that into UV_FIND_LINKS or pip's find-links"
         )
+    if has_hidden(str(requirement)):
+        raise ValueError(f"{what}: {shown} holds control or invisible characters")
     return str(requirement)
+
+
+def _content_digest(path: str) -> str:
+    """What tells a file from another of its name; empty where it cannot be read, which reading it says."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    except OSError:
+        return ""
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:

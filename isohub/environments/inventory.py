@@ -18,7 +18,7 @@ from isohub.repos.inventory import Leftover, is_locked, is_used, not_later_than_
 from isohub.repos.records import read_record
 from isohub.repos.removal import Kept, Plan, Removal
 
-__all__ = ["StoredEnvironment", "leftovers", "named", "plan_prune", "plan_removal", "stored"]
+__all__ = ["StoredEnvironment", "kept", "leftovers", "named", "plan_prune", "plan_removal", "stored"]
 
 _SHORTEST_KEY = 4
 
@@ -79,7 +79,7 @@ def leftovers(root: Path) -> list[Leftover]:
     found = []
     with disk_errors(root, "its environments"):
         for path in _entries(root):
-            if path.name in ("locks", "resolutions"):
+            if path.name in ("built", "locks", "resolutions"):
                 continue
             if path.name.startswith((".staging-", ".trash-")):
                 what = "staging" if path.name.startswith(".staging-") else "trash"
@@ -88,6 +88,12 @@ def leftovers(root: Path) -> list[Leftover]:
                 live = is_locked(path.parent / "locks" / f"{path.name}.lock")
                 found.append(Leftover(path, "broken", usage(path), live, is_used(path)))
     return found
+
+
+def kept(root: Path) -> list[Leftover]:
+    """What makes the next environment quicker: what requirements came to, and wheels that were built from source."""
+    places = [path for path in _entries(root) if path.name in ("built", "resolutions")]
+    return [Leftover(path, path.name, usage(path), live=False) for path in places]
 
 
 def named(environments: Sequence[StoredEnvironment], names: Iterable[str]) -> tuple[list[StoredEnvironment], list[str]]:

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import logging
 import os
-import weakref
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from isohub.environments.building import SourceBuilds, sourceless
 from isohub.environments.declared import Asked, Declared, Unusable
 from isohub.environments.dependencies import installed_version
 from isohub.environments.environment import Environment
@@ -29,7 +30,7 @@ from isohub.environments.resolver import Question, install, resolve
 from isohub.environments.runtime import HOST, Runtime
 from isohub.environments.settings import package_settings
 from isohub.environments.store import EnvironmentStore, Recipe, digest_of
-from isohub.errors import EnvironmentBuildError, OfflineError
+from isohub.errors import EnvironmentBuildError, OfflineError, printable
 from isohub.repos.lock_format import LockedEnvironment, LockedPackage
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from isohub.repos.outline import Outline
     from isohub.repos.pins import Checkout
 
-__all__ = ["InUse", "Prepared", "prepare"]
+__all__ = ["Prepared", "prepare"]
 
 _log = logging.getLogger("isohub.environments")
 _TRIES = 3
@@ -72,32 +73,6 @@ class Prepared:
         wanted = canonicalize_name(name)
         found = next((each.version for each in self.packages if each.name == wanted), None)
         return found if found is not None or self.host is None else self.host.version(name)
-
-
-class InUse:
-    """The environments that a session uses, until it is closed or nobody can reach it any more."""
-
-    def __init__(self) -> None:
-        self._held: dict[str, int] = {}
-        self._finalizer = weakref.finalize(self, _close, self._held)
-
-    def add(self, prepared: Prepared) -> None:
-        """Keep one from being removed; takes its descriptor over."""
-        if prepared.held is None:
-            return
-        if prepared.runtime.key in self._held:
-            os.close(prepared.held)
-        else:
-            self._held[prepared.runtime.key] = prepared.held
-
-    def close(self) -> None:
-        """Let them go."""
-        self._finalizer()
-
-
-def _close(held: dict[str, int]) -> None:
-    while held:
-        os.close(held.popitem()[1])
 
 
 def prepare(
@@ -141,7 +116,13 @@ def prepare(
         assert lockfile is not None
         assert checkout is not None
         packages = _as_locked(locked, work, lockfile, checkout)
-    prepared = work.built(packages)
+    try:
+        prepared = work.built(packages)
+    except EnvironmentBuildError as error:
+        if locked is None or lockfile is None or checkout is None or error.stderr_tail is None:
+            raise
+        expected = f"{len(packages)} packages by their hashes"
+        raise lockfile.differs(checkout.reference, checkout.pin.extras, expected, error.stderr_tail) from error
     if lockfile is not None and checkout is not None and locked is None:
         try:
             fresh = LockedEnvironment(environment.name, work.python, work.target.platform, packages)
@@ -205,9 +186,20 @@ class _Work:
         self.declared: Declared = declared_by(
             environment, None if checkout is None else checkout.path, outline, self.target.markers
         )
+        self._apply_overrides()
         self.python = ".".join(map(str, self.target.version[:2]))
         self.who = environment.name if checkout is None else f"{checkout.pin.name} ({environment.name})"
         self.asked = self._asked()
+
+    def _apply_overrides(self) -> None:
+        """Let an override also stand for what cannot be installed as it is written, and for what constraints say."""
+        overrides = {required_name(text): text for text in self.environment.overrides}
+        for each in self.declared.unusable:
+            name = None if each.name is None else required_name(each.name)
+            if name in overrides:
+                self.declared.asked.append(Asked(overrides[name], "overrides="))
+        kept = [each for each in self.declared.constraints if required_name(each.text) not in overrides]
+        self.declared.constraints[:] = kept
 
     def _asked(self) -> list[Asked]:
         """What is asked for, overrides applied: what has to be met by the host for it to be used as it is."""
@@ -226,7 +218,13 @@ class _Work:
                 return ()
         settings = package_settings(self.declared.indexes)
         question = Question(
-            self.environment, self.declared, self.target, self.host, host_packages().version("torch"), settings
+            self.environment,
+            self.declared,
+            self.target,
+            self.host,
+            host_packages().version("torch"),
+            settings,
+            refresh=self.refresh,
         )
         key = digest_of(question.identity)
         known = None if self.refresh and not self.offline else self.store.recall(key)
@@ -244,7 +242,11 @@ class _Work:
                 return known.packages
             what = f"resolving what {self.who} needs"
             try:
-                packages = resolve(question, directory, held, what=what, progress=self.progress)
+                if self.environment.allow_build:
+                    builds = SourceBuilds(question, self.store.built, directory, held, progress=self.progress)
+                    packages = builds.resolve(what)
+                else:
+                    packages = resolve(question, directory, held, what=what, progress=self.progress)
             except EnvironmentBuildError as error:
                 raise self._explained(error) from error
             self.store.remember(key, packages)
@@ -278,7 +280,16 @@ class _Work:
         settings = package_settings(self.declared.indexes)
         count = len(recipe.packages)
         what = f"installing {count} package{'s' * (count != 1)} for {self.who}"
-        install(recipe.packages, recipe.interpreter, settings, place, held, what=what, progress=self.progress)
+        install(
+            recipe.packages,
+            recipe.interpreter,
+            settings,
+            place,
+            held,
+            what=what,
+            progress=self.progress,
+            links=self.store.built_wheels(recipe.packages),
+        )
 
     def _made_for(self) -> str:
         return "" if self.checkout is None else self.checkout.pin.name
@@ -322,8 +333,10 @@ class _Work:
         if not lacking:
             return
         named = "; ".join(f"{each.where}: {each.text} ({each.why})" for each in lacking[:5])
+        own = self.environment.requirements is not None
+        whose = "what no package index is asked for" if own else "what is not installed on a repo's word"
         raise EnvironmentBuildError(
-            f"{self.who} asks for what is not installed on a repo's word: {named}",
+            f"{self.who} asks for {whose}: {named}",
             hint="say what to install in its place: isohub.Environment('auto', requirements=[...]); what an index has "
             "under that name can be given as overrides=[...]",
         )
@@ -333,28 +346,42 @@ class _Work:
             _log.log(level, "%s: %s", self.who, remark)
         wanted = self.declared.requires_python
         if wanted is not None and not _contains(wanted, self.target.version_text):
+            shown = printable(wanted, limit_chars=80, newlines=False)
             _log.log(
-                level, "%s: the project is for Python %s, and runs on %s", self.who, wanted, self.target.version_text
+                level, "%s: the project is for Python %s, and runs on %s", self.who, shown, self.target.version_text
             )
 
     def _explained(self, error: EnvironmentBuildError) -> EnvironmentBuildError:
         """The same error, with what was not honoured, and what may help."""
         remarks = "".join(f"\n{remark}" for remark in self.declared.remarks)
         hint = error.hint
-        if hint is None and self.host is not None:
-            hint = "the host's torch stays; isohub.Environment(python='3.9') has packages of its own"
-        if hint is None and not self.environment.allow_build and "no wheels" in error.message:
-            hint = "allow_build=True also takes packages that are there as source only"
+        if hint is None and not self.environment.allow_build and sourceless(error.stderr_tail or ""):
+            hint = "allow_build=True also takes packages that are there as source only, and builds them confined"
+        if hint is None and self.host is not None and f"torch=={self.host.version('torch')}" in error.message:
+            hint = f"the host's torch stays; isohub.Environment(python='{self.python}') has packages of its own"
         return EnvironmentBuildError(f"{error.message}{remarks}", hint=hint, **error.fields)
 
     def _offline(self, why: str) -> OfflineError:
-        what = "REPO" if self.checkout is None else str(self.checkout.reference)
-        flags = "--environment auto" if self.environment.base == "auto" else f"--python {self.python}"
+        what = "" if self.checkout is None else f" {shlex.quote(str(self.checkout.reference))}"
         return OfflineError(
             f"the environment of {self.who} is not here, and the network may not be used: {why}",
-            hint=f"with a network: isohub env build {what} {flags}; offline comes from ISOHUB_OFFLINE or offline=True",
-            reference=what,
+            hint=f"with a network: isohub env build{what}{_options(self.environment)}; offline comes from "
+            "ISOHUB_OFFLINE or offline=True",
+            reference=what.strip() or None,
         )
+
+
+def _options(environment: Environment) -> str:
+    """The command line's options for an environment."""
+    words = ["--environment", environment.base] if environment.base else []
+    wanted = environment.requirements
+    words += ["--environment", wanted] if isinstance(wanted, str) else []
+    words += [word for text in (wanted if isinstance(wanted, tuple) else ()) for word in ("--with", text)]
+    words += ["--python", environment.python] if environment.python else []
+    words += [word for text in environment.overrides for word in ("--override", text)]
+    words += [word for name in environment.extras for word in ("--extra", name)]
+    words += ["--allow-build"] if environment.allow_build else []
+    return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 def _contains(specifier: str, version: str) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from isohub.environments.declared import Asked, Declared, Unusable, read_text
+from isohub.environments.declared import Declared, Unusable, read_text
 from isohub.environments.requirements_file import read_lines, read_requirements_file
 from isohub.errors import EnvironmentBuildError, printable
 
@@ -163,10 +163,7 @@ def _add(items: Sequence[str], where: str, declared: Declared) -> None:
         except InvalidRequirement:
             declared.unusable.append(Unusable(shown, where, "no requirement"))
             continue
-        if requirement.url is not None:
-            declared.unusable.append(Unusable(requirement.name, where, "an address", requirement.name))
-        else:
-            declared.asked.append(Asked(str(requirement), where))
+        declared.ask(requirement, where)
 
 
 def _add_text(text: str, root: Path, where: str, declared: Declared) -> None:
@@ -176,11 +173,9 @@ def _add_text(text: str, root: Path, where: str, declared: Declared) -> None:
         for name in stripped.removeprefix("file:").split(","):
             _include(root, name.strip(), declared)
         return
-    _add(
-        [line.strip() for line in re.split(r"[\n;](?![^\"']*[\"'])", _unfolded(stripped)) if line.strip()],
-        where,
-        declared,
-    )
+    # As setuptools has it: a line each, or all in one line with semicolons between them.
+    lines = _unfolded(stripped).splitlines() if "\n" in stripped else stripped.split(";")
+    _add([line.strip() for line in lines if line.strip()], where, declared)
 
 
 def _unfolded(text: str) -> str:

@@ -24,6 +24,7 @@ from isohub.environments.dependencies import parse_dependencies
 from isohub.environments.environment import Environment
 from isohub.environments.project_files import read_environment_yml, read_pyproject, read_setup_cfg
 from isohub.environments.requirements_file import read_requirements_file
+from isohub.repos.naming import has_hidden
 from isohub.repos.outline import Outline
 
 __all__ = ["declared_by", "required_name"]
@@ -92,7 +93,7 @@ def _add_hubconf(outline: Outline, declared: Declared, markers: Mapping[str, str
     named = {required_name(each.text) for each in declared.asked}
     brought = {each.import_name for each in parse_dependencies([each.text for each in declared.asked], markers)}
     for dependency in parse_dependencies(outline.dependencies, markers):
-        if dependency.requirement is None or dependency.import_name is None:
+        if dependency.requirement is None or dependency.import_name is None or has_hidden(dependency.requirement):
             continue  # of the standard library, or no name: `unmet` says that
         plain = dependency.text.strip().replace(".", "").isidentifier()
         if plain and (dependency.import_name in brought or required_name(dependency.requirement) in named):

@@ -18,7 +18,7 @@ import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from isohub.environments.declared import Asked, Declared, Unusable, read_text
+from isohub.environments.declared import Declared, Unusable, read_text
 from isohub.errors import EnvironmentBuildError, printable
 from isohub.repos.naming import has_hidden, without_credentials
 
@@ -34,6 +34,7 @@ _HASH = re.compile(r"\s--hash[ =]sha256:([0-9a-fA-F]{64})")
 _OTHER_HASH = re.compile(r"\s--hash[ =]\S+")
 _EGG = re.compile(r"[#&]egg=([A-Za-z0-9][A-Za-z0-9._-]*)")
 _EXTRAS_OF_DOT = re.compile(r"\.(?:/)?(?:\[([A-Za-z0-9._, -]*)\])?")
+_ARCHIVES = (".whl", ".zip", ".tar.gz", ".tar.bz2")
 _VALUED = {
     "-r": "--requirement", "-c": "--constraint", "-e": "--editable", "-i": "--index-url", "-f": "--find-links",
 }  # fmt: skip
@@ -182,18 +183,17 @@ def _read_requirement(line: str, where: str, reading: _Reading, declared: Declar
 
     hashes = tuple(found.lower() for found in _HASH.findall(line))
     plain = _OTHER_HASH.sub("", line).strip()
+    if plain.endswith(_ARCHIVES) and " " not in plain:  # also a name, as PEP 508 has it; pip takes it for a file
+        _read_place(plain, line, where, reading, declared)
+        return
     try:
         requirement = Requirement(plain)
     except InvalidRequirement:
         _read_place(plain, line, where, reading, declared)
         return
-    if requirement.url is not None:
-        declared.unusable.append(Unusable(_shown(plain), where, "an address", requirement.name))
-        return
     if _OTHER_HASH.search(line) and not hashes:
         raise EnvironmentBuildError(f"{where}: {_shown(line)} has a hash that is no sha256")
-    asked = Asked(str(requirement), where, hashes)
-    (declared.constraints if constraint else declared.asked).append(asked)
+    declared.ask(requirement, where, hashes=hashes, constraint=constraint)
 
 
 def _read_place(value: str, line: str, where: str, reading: _Reading, declared: Declared) -> None:
@@ -207,7 +207,7 @@ def _read_place(value: str, line: str, where: str, reading: _Reading, declared: 
     name = egg[1] if egg else None
     if "://" in value:
         declared.unusable.append(Unusable(_shown(line), where, "an address", name))
-    elif "/" in value or value.startswith(".") or value.endswith((".whl", ".zip", ".tar.gz")):
+    elif "/" in value or value.startswith(".") or value.endswith(_ARCHIVES):
         declared.unusable.append(Unusable(_shown(line), where, "a path", name))
     elif reading.root is None:
         raise EnvironmentBuildError(f"{where}: {_shown(line)} is no requirement; expected one such as timm==0.6.13")

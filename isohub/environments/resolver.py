@@ -13,11 +13,13 @@ Source: ``uv help pip compile``; PEP 751 (pylock.toml); pip's "Hash-checking Mod
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -52,6 +54,8 @@ class Question:
         host: What it goes over; None for an environment of its own.
         host_torch: The host's version of torch, if it has one.
         settings: Where packages come from.
+        plain: Whether torch is nothing to it: for what building from source needs.
+        refresh: Whether the indexes are asked again for what uv has kept of them.
     """
 
     environment: Environment
@@ -60,6 +64,8 @@ class Question:
     host: HostPackages | None
     host_torch: str | None
     settings: PackageSettings
+    plain: bool = False
+    refresh: bool = False
 
     @property
     def identity(self) -> list[Any]:
@@ -77,7 +83,7 @@ class Question:
 
 
 def resolve(
-    question: Question, directory: Path, held: int | None, *, what: str, progress: bool
+    question: Question, directory: Path, held: int | None, *, what: str, progress: bool, links: Sequence[str] = ()
 ) -> tuple[LockedPackage, ...]:
     """Ask uv which packages meet the requirements.
 
@@ -87,6 +93,7 @@ def resolve(
         held: A descriptor that uv keeps open.
         what: What for, for people.
         progress: Show it on a terminal.
+        links: More directories of files.
 
     Returns:
         What is to be installed, by name; over the host's packages only what differs from them.
@@ -99,13 +106,13 @@ def resolve(
     stubs.mkdir()
     if question.host is not None:
         question.host.write_stubs(stubs)
-    files = _Files(question, directory)
-    packages = files.compiled(stubs, held, what, progress)
+    files = _Files(question, directory, (*links, *([str(stubs)] if question.host is not None else [])))
+    packages = files.compiled(held, what, progress)
     if question.host is None and _is_before(packages.get("torch"), _TORCH_OF_NUMPY_2):
         numpy = packages.get("numpy")
         if numpy is not None and not _is_before(numpy, "2"):
             files.constraints.append(Asked("numpy<2", f"torch before {_TORCH_OF_NUMPY_2}"))
-            packages = files.compiled(stubs, held, what, progress)
+            packages = files.compiled(held, what, progress)
     if question.host is None and _is_before(packages.get("torch"), _OLDEST_TORCH):
         raise EnvironmentBuildError(
             f"{what}: torch {packages['torch'].version} comes out; workers run on torch {_OLDEST_TORCH} and newer",
@@ -113,24 +120,32 @@ def resolve(
         )
     _check_hashes(question.declared.asked, packages)
     ours = question.host.versions if question.host is not None else {}
-    return tuple(each for name, each in sorted(packages.items()) if not _is_same(ours.get(name), each.version))
+    found = tuple(each for name, each in sorted(packages.items()) if not _is_same(ours.get(name), each.version))
+    bare = [each.name for each in found if not each.sha256]
+    if bare:
+        raise EnvironmentBuildError(
+            f"{what}: no sha256 is known of a file of {', '.join(bare[:5])}, and nothing is installed without",
+            hint="python -m pip install --upgrade uv; or an index that has hashes (PEP 503)",
+        )
+    return found
 
 
 class _Files:
     """What uv reads and writes."""
 
-    def __init__(self, question: Question, directory: Path) -> None:
+    def __init__(self, question: Question, directory: Path, links: Sequence[str]) -> None:
         self.question = question
+        self.links = links
         self.directory = directory
         self.constraints = list(question.declared.constraints)
         self.asked = list(question.declared.asked)
         if question.host_torch is not None and question.host is not None:
             # Its own needs hold too: it is what every worker imports.
             self.asked.append(Asked(f"torch=={question.host_torch}", "the host's torch"))
-        elif question.host is None:
+        elif question.host is None and not question.plain:
             self.asked.append(Asked(f"torch>={_OLDEST_TORCH}", "what workers run on"))
 
-    def compiled(self, stubs: Path, held: int | None, what: str, progress: bool) -> dict[str, LockedPackage]:
+    def compiled(self, held: int | None, what: str, progress: bool) -> dict[str, LockedPackage]:
         """Ask uv, and read its answer."""
         question, settings = self.question, self.question.settings
         _write(self.directory / "requirements.in", self.asked)
@@ -138,12 +153,16 @@ class _Files:
         overrides = [Asked(text, "overrides=") for text in question.environment.overrides]
         _write(self.directory / "overrides.txt", overrides)
         output = self.directory / "pylock.toml"
-        output.write_bytes(_preferences(question))
-        links, variables = settings.linked(*([str(stubs)] if question.host is not None else []))
+        output.unlink(missing_ok=True)
+        preferences = _preferences(question)
+        if preferences:
+            output.write_bytes(preferences)
+        links, variables = settings.linked(*self.links)
         arguments = ["pip", "compile", "requirements.in"]
         arguments += ["--constraints", "constraints.txt"] if self.constraints else []
         arguments += [word for path in settings.constraints for word in ("--constraints", path)]
         arguments += ["--override", "overrides.txt"] if overrides else []
+        arguments += ["--refresh"] if question.refresh else []
         arguments += [
             "--python",
             question.interpreter.executable,
@@ -164,6 +183,8 @@ def _preferences(question: Question) -> bytes:
     else:
         versions = {} if question.host_torch is None else {"torch": question.host_torch}
     entries = "".join(f'\n[[packages]]\nname = "{name}"\nversion = "{version}"\n' for name, version in versions.items())
+    if not entries:
+        return b""
     return f'lock-version = "1.0"\ncreated-by = "isohub"\n{entries}'.encode()
 
 
@@ -184,6 +205,18 @@ class _Hashes(msgspec.Struct, frozen=True):
 
 class _File(msgspec.Struct, frozen=True):
     hashes: _Hashes = _Hashes()
+    url: str = ""
+    path: str = ""
+
+    def sha256(self, directory: Path) -> str | None:
+        """Its hash; of a file on this disk uv before 0.13 gives none."""
+        if self.hashes.sha256 is not None:
+            return self.hashes.sha256
+        place = unquote(urlsplit(self.url).path) if self.url.startswith("file://") else self.path
+        try:
+            return hashlib.sha256((directory / place).read_bytes()).hexdigest() if place else None
+        except OSError:
+            return None
 
 
 class _Package(msgspec.Struct, frozen=True):
@@ -203,9 +236,7 @@ def _read_pylock(path: Path) -> dict[str, LockedPackage]:
         if len(document.packages) > _MOST_PACKAGES:
             raise ValueError(f"it names more than {_MOST_PACKAGES} packages")
         for each in document.packages:
-            hashes = tuple(sorted({file.hashes.sha256 for file in each.wheels if file.hashes.sha256}))
-            if not hashes:
-                raise ValueError(f"{each.name} has no file with a sha256")
+            hashes = tuple(sorted({sha256 for file in each.wheels if (sha256 := file.sha256(path.parent))}))
             package = {"name": each.name, "version": each.version, "sha256": hashes}
             found[each.name] = msgspec.convert(package, LockedPackage)
     except (OSError, ValueError) as error:

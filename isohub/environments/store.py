@@ -2,6 +2,7 @@
 
     <root>/environments/<key>/{packages/, venv/, environment.json}    `venv` only of one with its own interpreter
     <root>/environments/resolutions/<key>.json                        what requirements came to, and when
+    <root>/environments/built/<key>/*.whl                             what was built from source
     <root>/environments/{locks/, .staging-*, .trash-*}
 
 Rules, as those of `isohub.repos.store`:
@@ -27,7 +28,8 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +53,7 @@ from isohub.repos.disk import (
 from isohub.repos.lock_format import LockedPackage
 from isohub.repos.records import read_record, write_record
 
-__all__ = ["RECORD", "EnvironmentRecord", "EnvironmentStore", "Recipe", "ResolutionRecord", "digest_of"]
+__all__ = ["RECORD", "EnvironmentRecord", "EnvironmentStore", "InUse", "Recipe", "ResolutionRecord", "digest_of"]
 
 _log = logging.getLogger("isohub.environments")
 RECORD = "environment.json"
@@ -132,6 +134,32 @@ def digest_of(value: object) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_KEY_DIGITS]
 
 
+class InUse:
+    """The environments that a session uses, until it is closed or nobody can reach it any more."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, int] = {}
+        self._finalizer = weakref.finalize(self, _close, self._held)
+
+    def add(self, key: str, held: int | None) -> None:
+        """Keep one from being removed; takes the descriptor of `EnvironmentStore.hold` over."""
+        if held is None:
+            return
+        if key in self._held:
+            os.close(held)
+        else:
+            self._held[key] = held
+
+    def close(self) -> None:
+        """Let them go."""
+        self._finalizer()
+
+
+def _close(held: dict[str, int]) -> None:
+    while held:
+        os.close(held.popitem()[1])
+
+
 class EnvironmentStore:
     """Environments under one directory.
 
@@ -142,6 +170,8 @@ class EnvironmentStore:
     def __init__(self, root: Path) -> None:
         self.root = Path(root).expanduser().absolute()
         self.directory = self.root / "environments"
+        #: What was built from source, each wheel in a directory of its own.
+        self.built = self.directory / "built"
 
     def lookup(self, recipe: Recipe) -> EnvironmentRecord | None:
         """The record of an environment that is there and can be started."""
@@ -231,6 +261,12 @@ class EnvironmentStore:
             self._resolution(question).parent.mkdir(parents=True, exist_ok=True)
             record = ResolutionRecord(format=_FORMAT, packages=packages, created=_now())
             write_record(self._resolution(question), record)
+
+    def built_wheels(self, packages: Sequence[LockedPackage]) -> list[str]:
+        """Directories that hold a wheel of one of these, which was built from source."""
+        names = {each.name for each in packages}
+        wheels = sorted(self.built.glob("[!.]*/*.whl"))
+        return [str(path.parent) for path in wheels if path.name.partition("-")[0].lower().replace("_", "-") in names]
 
     @contextmanager
     def resolving(self, question: str) -> Iterator[tuple[Path, int | None]]:

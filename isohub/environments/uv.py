@@ -16,6 +16,7 @@ import os
 import re
 import selectors
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ from typing import IO, Any
 from isohub.environments.settings import PackageSettings
 from isohub.errors import EnvironmentBuildError, SourceUnavailableError, printable
 
-__all__ = ["find_uv", "run_uv"]
+__all__ = ["find_uv", "index_urls", "run_uv"]
 
 _log = logging.getLogger("isohub.environments")
 _OLDEST = (0, 8)  # `pip compile --format pylock.toml`, and `pip install` with --target that is left alone elsewhere
@@ -34,7 +35,7 @@ _TICK_S = 0.5
 _NETWORK = re.compile(
     r"error sending request|Failed to fetch|dns error|Connection refused|timed out|network", re.IGNORECASE
 )
-_DISK = re.compile(r"No space left on device|Disk quota exceeded|os error (?:28|122)")
+_DISK = re.compile(r"No space left on device|Disk quota exceeded|File too large|os error (?:27|28|122)\b")
 
 
 def find_uv() -> str:
@@ -81,7 +82,6 @@ def run_uv(
     variables: Mapping[str, str] | None = None,
     held: int | None = None,
     progress: bool = False,
-    command: Sequence[str] = (),
 ) -> str:
     """Run uv to its end.
 
@@ -93,7 +93,6 @@ def run_uv(
         variables: Its environment, if it is not that of `settings`.
         held: A descriptor that it keeps open.
         progress: Show on stderr what it does, if that is a terminal.
-        command: What starts uv, if it is not started directly.
 
     Returns:
         What it wrote to stderr.
@@ -102,7 +101,7 @@ def run_uv(
         EnvironmentBuildError: It failed; its own explanation is in the message.
         SourceUnavailableError: The index did not answer, or the disk is full.
     """
-    words = [*(command or [find_uv()]), *arguments, "--no-python-downloads", "--color", "never", "--no-progress"]
+    words = [find_uv(), *arguments, "--no-python-downloads", "--color", "never", "--no-progress"]
     _log.info("%s", what)
     process = subprocess.Popen(
         words,
@@ -127,6 +126,27 @@ def run_uv(
     if code != 0:
         raise _failure(said, code, settings, what, words)
     return said
+
+
+def index_urls(settings: PackageSettings, directory: Path) -> list[str]:
+    """The addresses of the indexes that uv asks, in its order; they may hold credentials.
+
+    Args:
+        settings: What uv is told.
+        directory: Where it stands.
+    """
+    (directory / "nothing.in").write_text("")
+    words = [find_uv(), "pip", "compile", "nothing.in", "--emit-index-url", "--no-header", "--offline", "--quiet"]
+    done = subprocess.run(
+        [*words, *settings.arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=dict(settings.variables),
+        cwd=directory,
+        check=False,
+    )
+    return re.findall(r"^--(?:extra-)?index-url (\S+)$", done.stdout, re.MULTILINE)
 
 
 def _follow(stream: IO[bytes], settings: PackageSettings, what: str, progress: bool) -> str:
@@ -179,9 +199,11 @@ def _failure(
     said: str, code: int, settings: PackageSettings, what: str, words: Sequence[str]
 ) -> EnvironmentBuildError | SourceUnavailableError:
     text = settings.shown(said.strip()) or f"uv ended with {code}"
-    if _DISK.search(text):
+    if code < 0:
+        text += f"\nuv was ended by {signal.Signals(-code).name}"
+    if code == -signal.SIGXFSZ or _DISK.search(text):
         return SourceUnavailableError(
-            f"{what}: the disk is full\n{text}",
+            f"{what}: the disk has no room\n{text}",
             hint="make room (isohub env prune, uv cache prune), or set ISOHUB_HOME and UV_CACHE_DIR to another disk",
         )
     if _NETWORK.search(text) and "unsatisfiable" not in text:

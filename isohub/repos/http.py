@@ -109,9 +109,11 @@ class HttpClient:
     Args:
         credentials: Whom to ask as.
         border: Which servers may be asked, where a URL is not the caller's own word; None is all.
+        certificates: File of authorities, where the environment names none; None is those of requests.
     """
 
-    def __init__(self, credentials: Credentials, border: Border | None = None) -> None:
+    def __init__(self, credentials: Credentials, border: Border | None = None, certificates: str | None = None) -> None:
+        self._certificates = certificates
         self._credentials = credentials
         self._tokens = credentials.tokens()
         self._logins: dict[str, Login | None] = {}  # by origin: what helpers gave, each asked once
@@ -269,7 +271,7 @@ class HttpClient:
                 auth=authorize,  # never None: requests would look into netrc by itself, and into the URL
                 stream=True,
                 timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
-                verify=authorities(url),
+                verify=_either(authorities(url), self._certificates),
             )
         except requests.exceptions.RequestException:
             raise
@@ -313,6 +315,11 @@ class HttpClient:
 
 class _Refused(Exception):  # noqa: N818  # a signal between two functions, not an error
     pass
+
+
+def _either(named: str | bool, certificates: str | None) -> str | bool:
+    """What the environment names, else what the client was given."""
+    return certificates if named is True and certificates is not None else named
 
 
 def read_limited(response: requests.Response, limit_bytes: int) -> bytes:

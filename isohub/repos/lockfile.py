@@ -167,6 +167,8 @@ class Lockfile:
     def update(self, checkout: Checkout, weights: Mapping[tuple[str, str], LockedWeights | None] | None = None) -> None:
         """Lock a checkout in place of what was locked; its weights stay locked only if the commit is the same.
 
+        Environments are locked no longer: the next load locks what it builds.
+
         Args:
             checkout: What is locked from now on.
             weights: What takes the place of locked weights, by `LockedWeights.which`; None unlocks them.

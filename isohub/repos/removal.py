@@ -287,8 +287,12 @@ def _remove(root: Path, path: Path, what: str) -> None:
         _remove_of_repository(root / Path(*inside.parts[:4]), path)
         return
     if inside.parts[0] == "environments" and len(inside.parts) == 2:
+        if path.name.startswith("."):  # whoever writes there holds it
+            with _claimed(path):
+                remove_tree(path)
+            return
         with _locked(path.parent / "locks" / f"{path.name}.lock"), _claimed(path):
-            remove_tree(path if path.name.startswith(".") else _renamed_away(path, "environment.json"))
+            remove_tree(_renamed_away(path, "environment.json"))
         return
     if inside.parts[:2] == ("weights", "urls") and len(inside.parts) >= 6:
         with _claimed(root / Path(*inside.parts[:5])):

@@ -37,7 +37,7 @@ from isohub.session.options import Interruption, current_interruption, resumed, 
 from isohub.session.question import Faulted, Question
 from isohub.session.supervisor import Worker
 from isohub.session.tracing import refuse_if_watched
-from isohub.session.versions import lacked_dtype, takes_code
+from isohub.session.versions import lacked_dtype, other_python
 from isohub.wire.codec import LackedDtype, TooLargeToEncode
 from isohub.wire.protocol import MAX_REFERENCES
 
@@ -314,8 +314,7 @@ class Link:
             if number is not None:
                 return ["r", number]
             hidden = None if question.recording is None else question.recording.hidden
-            versions = self.worker.versions
-            other = "" if takes_code(versions) else versions.python
+            other = other_python(self.worker.versions)
             return ["p", cargo.add_bytes(pickled(value, self._number_of, hidden, other_python=other))]
         except ValueNotTransferableError as error:
             place = place_of(value, question.op, question.args)

@@ -25,6 +25,7 @@ from isohub.session.arguments import pickled
 from isohub.session.descriptions import Described
 from isohub.session.link import Remote, refuse_pickle
 from isohub.session.options import awaited, options, pipelined
+from isohub.session.versions import other_python
 
 __all__ = [
     "Container",
@@ -324,7 +325,7 @@ def _left(remote: Remote, asynchronous: bool, error: BaseException | None) -> bo
     data: bytes | None = None
     if error is not None:
         try:
-            data = pickled(error)
+            data = pickled(error, other_python=other_python(remote.worker.versions))
         except ValueNotTransferableError:
             pass  # the nearest builtin class and the text do
     names = [] if error is None else [base.__name__ for base in type(error).__mro__]

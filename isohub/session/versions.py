@@ -18,7 +18,7 @@ from isohub.errors import ValueNotTransferableError
 if TYPE_CHECKING:
     from isohub.session.supervisor import Versions, Worker
 
-__all__ = ["PYTHON", "check_export", "lacked_dtype", "minor_of", "takes_code"]
+__all__ = ["PYTHON", "check_export", "lacked_dtype", "minor_of", "other_python"]
 
 #: This process's, as `minor_of` gives it.
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -29,9 +29,12 @@ def minor_of(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def takes_code(versions: Versions) -> bool:
-    """Whether a worker reads the compiled code of this process's Python. One that told no version yet does."""
-    return minor_of(versions.python) in ("", PYTHON)
+def other_python(versions: Versions) -> str:
+    """A worker's Python if that does not read the compiled code of this process's; empty if it does.
+
+    One of the same minor version does, and so does a worker that was not asked yet.
+    """
+    return "" if minor_of(versions.python) in ("", PYTHON) else versions.python
 
 
 def lacked_dtype(name: str, worker: Worker, phase: str) -> ValueNotTransferableError:

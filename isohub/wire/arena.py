@@ -84,7 +84,7 @@ _DTYPE_SIZES = {
 
 _dtypes: Dict[str, Tuple[Any, int]] = {}
 
-#: Smaller ones are as fast by host memory: two waits for a GPU's stream take 100 µs (docs/decisions/0019).
+#: Smaller ones are as fast by host memory: two waits for a GPU's stream take 100 µs (docs/decisions/0023).
 SMALLEST_DIRECT_BYTES = 4 << 20
 
 # One view that covers less than this share of its storage is sent as a contiguous copy instead.

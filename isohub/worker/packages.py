@@ -29,7 +29,7 @@ from isohub.wire.arena import storage_of
 
 __all__ = ["import_ahead", "put_on_path", "shadowed", "take_in", "versions"]
 
-#: The oldest torch whose storages, dtypes and autograd hooks the worker's side knows; docs/environments.md.
+#: The oldest torch whose storages, dtypes and autograd hooks the worker's side knows: docs/versions.md.
 LEAST_TORCH = (1, 13)
 _ENDS_OF_MODULES = (".py", ".so")
 

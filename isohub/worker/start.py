@@ -2,7 +2,8 @@
 
 ``when`` is ``ahead`` for torch before the fork, ``late`` for torch in each worker. Of surroundings, ``plain`` wants no
 namespaces, ``outer`` has to make them, and a descriptor is the zygote's within them. The other one, ``python -I
-start.py doctor <directory>``, prints what this machine can give a worker.
+start.py doctor <directory>``, prints what this machine can give a worker; and ``start.py build
+<directory> <answer>`` builds a wheel from source.
 
 The environment that it starts in may hold no isohub, so the package is made here from this file's own
 place: its modules can be imported, and neither ``isohub/__init__.py`` nor the directory that holds isohub
@@ -30,6 +31,10 @@ if __name__ == "__main__":
         from isohub.worker.doctor import examine
 
         examine(sys.argv[2])
+    elif sys.argv[1] == "build":
+        from isohub.worker.build import build
+
+        build(sys.argv[2], int(sys.argv[3]))
     else:
         from isohub.worker.zygote import main
 

@@ -8,6 +8,7 @@ It needs Python 3.9 or 3.8, and the package index; without one of them all of th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -15,6 +16,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -23,7 +25,7 @@ from isohub import errors
 from isohub.environments.interpreters import find_interpreter
 from isohub.wire.arena import dtype_names
 from tests.attacks import acts
-from tests.conftest import HUBS, require_layers
+from tests.conftest import HUBS, eventually, require_layers
 from tests.servers.git_repo import GitRepo
 
 TORCH = "1.13.1"
@@ -293,6 +295,26 @@ def test_programs(own, environment, refs):
         own.load(f"{refs}:old", "net", compile=True, **where)
 
 
+def test_its_zygote_has_imported_nothing(own, echo):
+    """Older torches start threads when they are imported: a process that has them is not forked."""
+    runtime = runtime_of(own, next(worker.name for worker in own.workers() if worker.pid == echo_pid(echo)))
+    workers = {worker.pid for worker in own.workers()}
+    outer = psutil.Process(own._pool.warm(runtime).pid)
+
+    def imported() -> list[int]:
+        """Those beside the workers that have threads, or torch."""
+        found = []
+        for process in [outer, *outer.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                paths = [place.path for place in process.memory_maps()] if process.pid not in workers else []
+                if any("torch" in path for path in paths) or (paths and process.num_threads() > 1):
+                    found.append(process.pid)
+        return found
+
+    assert len(outer.children(recursive=True)) > len(workers)
+    assert eventually(lambda: not imported())  # a worker whose last handle has just gone has it still
+
+
 # The same confinement.
 
 
@@ -311,6 +333,20 @@ def test_nothing_of_the_callers_is_read(act, tmp_path):
     assert acts.DONE not in outcomes.values(), outcomes
     assert acts.attempt(None, acts.read, str(secret)) == acts.DONE  # the control
     assert act("read", acts.__file__) != acts.DONE
+
+
+def test_of_its_interpreters_home_the_interpreter_alone(act, environment):
+    prefix = Path(find_interpreter(environment.python).prefix)
+    assert act("read", str(next(prefix.glob("lib/python3.*/os.py")))) == acts.DONE
+    for path in (
+        Path.home() / ".bashrc",
+        Path.home() / ".profile",
+        prefix.parent.parent / "README.md",
+        prefix / ".git",
+    ):
+        if path.is_file():
+            assert acts.attempt(None, acts.read, str(path)) == acts.DONE
+            assert act("read", str(path)) != acts.DONE, path
 
 
 def test_its_environment_is_read_and_not_written(act, own, echo):

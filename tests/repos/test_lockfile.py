@@ -18,7 +18,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isohub.errors import InvalidReferenceError, LockMismatchError, SourceUnavailableError, TrustError
-from isohub.repos.lock_format import LIMIT_BYTES, LockedRepo, LockedWeights, decode_lock, encode_lock
+from isohub.repos.lock_format import (
+    LIMIT_BYTES,
+    LockedEnvironment,
+    LockedPackage,
+    LockedRepo,
+    LockedWeights,
+    decode_lock,
+    encode_lock,
+)
 from isohub.repos.lockfile import Lockfile
 from isohub.repos.pins import Checkout, Pin
 from isohub.repos.reference import parse
@@ -112,6 +120,29 @@ def test_weights_of_a_repo_that_is_not_locked(path: Path) -> None:
     with pytest.raises(LockMismatchError, match="o/r:v1 is not locked"):
         Lockfile(path).check_weights(parse("o/r:v1"), (), URL, SHA, 5)
     assert not path.exists()
+
+
+def test_environments(path: Path) -> None:
+    lock, reference = Lockfile(path), parse("o/r:v1")
+    auto = LockedEnvironment("auto", "3.11", "linux-x86_64", (LockedPackage("timm", "0.6.13", (SHA, OTHER_SHA)),))
+    with pytest.raises(LockMismatchError, match="is not locked"):
+        lock.add_environment(reference, (), auto)
+    lock.check(checkout("o/r:v1"))
+    assert lock.environment(reference, (), "auto") is None
+    lock.add_environment(reference, (), auto)
+    assert Lockfile(path).environment(reference, (), "auto") == auto
+    assert Lockfile(path).environment(reference, (), "python 3.9") is None
+    with pytest.raises(LockMismatchError) as caught:
+        lock.add_environment(reference, (), LockedEnvironment("auto", "3.11", "linux-x86_64"))
+    assert caught.value.what == "environment"
+    with pytest.raises(LockMismatchError, match=r"environment python 3\.9, which o/r:v1 runs on, is not locked"):
+        Lockfile(path, frozen=True).environment(reference, (), "python 3.9")
+    # Weights and environments do not push each other out; an upgrade unlocks the latter.
+    lock.check_weights(reference, (), URL, SHA, 12)
+    assert Lockfile(path).environment(reference, (), "auto") == auto
+    lock.update(checkout("o/r:v1"))
+    assert Lockfile(path).environment(reference, (), "auto") is None
+    assert lock.weights(reference, (), URL) is not None
 
 
 def test_a_query_is_told_apart_and_kept_out(path: Path) -> None:
@@ -325,6 +356,18 @@ DAMAGED = {
     "url with a password": GOOD.replace("https://", "https://user:hunter2@"),
     "url with a query": GOOD.replace(URL, URL + "?a=b"),
     "too large": GOOD + "#" * LIMIT_BYTES,
+    "an environment twice": GOOD
+    + (ENVIRONMENT := '\n[[repo.environment]]\nname = "auto"\npython = "3.11"\nplatform = "linux"\n') * 2,
+    "an environment without a name": GOOD + ENVIRONMENT.replace('name = "auto"\n', ""),
+    "an environment of Python 2": GOOD + ENVIRONMENT.replace("3.11", "2.7"),
+    "a package twice": GOOD
+    + ENVIRONMENT
+    + (PACKAGE := f'\n[[repo.environment.package]]\nname = "timm"\nversion = "1"\nsha256 = [\n    "{SHA}",\n]\n') * 2,
+    "a package without a hash": GOOD + ENVIRONMENT + PACKAGE.replace(f'[\n    "{SHA}",\n]', "[]"),
+    "a package's hash short": GOOD + ENVIRONMENT + PACKAGE.replace(SHA, SHA[1:]),
+    "a package that is an option": GOOD + ENVIRONMENT + PACKAGE.replace("timm", "--index-url"),
+    "a version that is more": GOOD + ENVIRONMENT + PACKAGE.replace('"1"', '"1 --index-url=x"'),
+    "a package at an address": GOOD + ENVIRONMENT + PACKAGE.replace('"1"', '"1 @ https://example.org"'),
 }
 
 

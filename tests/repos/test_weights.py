@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import random
 import stat
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from isohub.repos.weights import CALLER, Weights, WeightsFile
 from tests.servers.files import Fault, FileServer, basic
 
 PROJECT = Path(__file__).parents[2]
-CONTENT = os.urandom(1 << 20)
+CONTENT = random.Random(1).randbytes(1 << 20)
 SHA = hashlib.sha256(CONTENT).hexdigest()
 ONE = ("github.com", "o", "one")
 TWO = ("github.com", "o", "two")

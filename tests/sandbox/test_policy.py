@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,9 @@ BAD = {
 
 def cases(table):
     return [
-        pytest.param(name, value, id=f"{name}={value!r}"[:60]) for name, values in table.items() for value in values
+        pytest.param(name, value, id=f"{name}={re.sub(' at 0x[0-9a-f]+', '', repr(value))}"[:60])
+        for name, values in table.items()
+        for value in values
     ]
 
 

@@ -10,7 +10,7 @@ import torch
 
 from isohub import errors
 from isohub.session.supervisor import Versions
-from isohub.session.versions import minor_of, takes_code
+from isohub.session.versions import minor_of, other_python
 from isohub.wire import arena
 from isohub.wire.arena import dtype_names
 
@@ -34,9 +34,9 @@ def echo(session, hub):
 def test_minor_versions():
     assert minor_of("3.9.18") == "3.9"
     assert minor_of("2") == "2"
-    assert takes_code(Versions(HERE, "1.13.1"))
-    assert takes_code(Versions("", ""))
-    assert not takes_code(Versions("3.8.1", torch.__version__))
+    assert other_python(Versions(HERE, "1.13.1")) == ""
+    assert other_python(Versions("", "")) == ""
+    assert other_python(Versions("3.8.1", torch.__version__)) == "3.8.1"
 
 
 class Own:
@@ -64,6 +64,20 @@ def test_code_is_for_one_python(echo):
     # Nothing of it was sent; and what is imported there goes.
     assert echo.apply(torch.relu, torch.tensor([-1.0, 1.0])).tolist() == [0, 1]
     assert echo(argparse.Namespace(a=1)).a == 1
+
+
+class OwnError(ValueError):
+    def __str__(self):
+        return "own"
+
+
+def test_an_exception_of_a_class_of_ones_own_is_the_nearest_builtin_one_there(echo):
+    for version, name in ((HERE, "OwnError"), ("3.8.18", "ValueError")):
+        remote(echo).worker.versions = Versions(version, torch.__version__)
+        scope = echo.scope()
+        with scope:
+            raise OwnError
+        assert scope.left == [name, "own"]
 
 
 def test_a_dtype_that_the_worker_lacks(echo):

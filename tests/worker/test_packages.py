@@ -7,7 +7,6 @@ import os
 import sys
 import sysconfig
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ import isohub
 from isohub import errors
 from isohub.environments.runtime import HOST, Runtime
 from isohub.worker.packages import put_on_path, shadowed
-from tests.conftest import all_on, require_layers
+from tests.conftest import all_on
 
 # Notes which process imports it, and tries what a worker must not do.
 TELLTALE = """
@@ -55,82 +54,21 @@ def overlay(packages):
 
 
 def test_an_overlay_comes_before_the_hosts_packages_and_after_the_standard_library(hub, packages, outside):
-    for name in ("tqdm/__init__.py", "json.py", "only_there.py"):
+    for name in ("requests/__init__.py", "json.py", "only_there.py"):
         module(packages, outside, name)
-    with isohub.Session(timeout_s=60) as own, all_on(overlay(packages)):
+    with isohub.Session(timeout_s=60, environment="auto") as own, all_on(overlay(packages)):
         echo = own.load(hub("echoes"), "echo")
-        file, by, pid = echo.origin("tqdm")
-        assert (file, by) == (str(packages / "tqdm/__init__.py"), pid)
+        file, by, pid = echo.origin("requests")
+        assert (file, by) == (str(packages / "requests/__init__.py"), pid)
         assert echo.origin("only_there")[0] == str(packages / "only_there.py")
         assert echo.origin("json")[0] == json.__file__
-        assert echo.origin("torch")[0] == torch.__file__
-        assert echo.origin("torch")[1] is None
+        assert echo.origin("torch")[:2] == (torch.__file__, None)
         (worker,) = own.workers()
         assert (worker.environment, worker.torch) == (f"key-{packages}", torch.__version__)
         assert worker.python == ".".join(map(str, sys.version_info[:3]))
+        # It shares what its zygote has, as those of the host do: torch takes more than twice as much.
+        assert worker.uss_bytes is None or worker.uss_bytes < 64 << 20
     assert outside.read_text() == ""
-
-
-def test_what_torch_imports_is_the_overlays_if_that_has_it(hub, packages, outside):
-    """A wheel of any name may hold a `numpy`, or what torch imports; its zygote must not be what runs it."""
-    require_layers("landlock", "seccomp")
-    import typing_extensions
-
-    text = Path(typing_extensions.__file__).read_text()
-    module(packages, outside, "typing_extensions.py", text)
-    with isohub.Session(timeout_s=60) as own, all_on(overlay(packages)):
-        echo = own.load(hub("echoes"), "echo")
-        file, by, pid = echo.origin("typing_extensions")
-        assert file == str(packages / "typing_extensions.py")
-        assert by == pid  # in the worker itself, not before it was forked
-        assert torch.equal(echo(torch.arange(3)), torch.arange(3))
-        assert {"landlock", "seccomp"} <= set(own.workers()[0].confinement.active)
-        # Another worker of it, and one of the host's, beside.
-        other = own.load(hub("good"), "mlp")
-        assert other(torch.ones(1, 4)).shape == (1, 2)
-    assert outside.read_text() == ""
-
-
-def test_a_pth_file_of_a_package_runs_nowhere(hub, packages, outside):
-    line = f"import os; open({str(outside)!r}, 'a').write('ran')\n"
-    (packages / "distutils-precedence.pth").write_text(line)
-    module(packages, outside, "sitecustomize.py")
-    module(packages, outside, "usercustomize.py")
-    with isohub.Session(timeout_s=60) as own, all_on(overlay(packages)):
-        assert own.load(hub("echoes"), "echo")("x") == "x"
-    assert outside.read_text() == ""
-
-
-def test_an_overlays_directory_is_read_and_not_written_and_no_other_is_read(hub, packages, outside, tmp_path):
-    module(packages, outside, "only_there.py")
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "secret.py").write_text("x = 1\n")
-    (packages / "file").write_text("")
-    acts = (Path(__file__).parent.parent / "attacks" / "acts.py").read_text()
-    with isohub.Session(timeout_s=60) as own, all_on(overlay(packages)):
-        echo = own.load(hub("echoes"), "echo")
-        assert echo.attempt(acts, "read", str(packages / "only_there.py")) == "done"
-        assert echo.attempt(acts, "list_directory", str(packages)) == "done"
-        for act in ("overwrite", "create", "remove", "make_directory", "write_by_reopening"):
-            assert echo.attempt(acts, act, str(packages)) != "done", act
-        assert echo.attempt(acts, "read", str(other / "secret.py")) != "done"
-    assert sorted(path.name for path in packages.iterdir()) == ["file", "only_there.py"]
-
-
-def test_workers_of_an_overlay_share_what_its_zygote_has(hub, packages, outside):
-    """As those of the host do: nothing of torch's is imported again."""
-    module(packages, outside, "only_there.py")
-    with isohub.Session(timeout_s=60) as own, all_on(overlay(packages)):
-        first = own.load(hub("echoes"), "echo")
-        second = own.load(hub("good"), "mlp")
-        used = [worker.uss_bytes for worker in own.workers()]
-        if None in used:
-            pytest.skip("the kernel does not tell what is a worker's alone")
-        assert max(used) < 64 << 20  # torch takes more than twice that
-        assert len({worker.pid for worker in own.workers()}) == 2
-        assert first("x") == "x"
-        assert second(torch.ones(1, 4)).shape == (1, 2)
 
 
 def test_what_is_imported_already_is_shadowed(packages, monkeypatch):
@@ -170,7 +108,7 @@ def bare(tmp_path):
 
 
 def test_no_torch_in_an_interpreter(hub, bare):
-    with isohub.Session(timeout_s=60) as own, all_on(Runtime("bare", bare)):
+    with isohub.Session(timeout_s=60, environment="auto") as own, all_on(Runtime("bare", bare)):
         with pytest.raises(errors.WorkerStartError) as caught:
             own.load(hub("good"), "mlp")
         assert own.workers() == []
@@ -193,7 +131,7 @@ def test_no_torch_in_an_interpreter(hub, bare):
 def test_a_torch_that_cannot_be_used(hub, packages, bare, text, words):
     (packages / "torch").mkdir()
     (packages / "torch" / "__init__.py").write_text(text)
-    with isohub.Session(timeout_s=60) as own, all_on(Runtime("broken", bare, (str(packages),))):
+    with isohub.Session(timeout_s=60, environment="auto") as own, all_on(Runtime("broken", bare, (str(packages),))):
         with pytest.raises(errors.WorkerError) as caught:
             own.load(hub("good"), "mlp")
         assert own.workers() == []
@@ -208,7 +146,7 @@ def test_a_torch_that_cannot_be_used(hub, packages, bare, text, words):
 def test_packages_that_never_finish_are_ended_in_time(hub, packages, bare):
     (packages / "torch").mkdir()
     (packages / "torch" / "__init__.py").write_text("import time; time.sleep(600)")
-    with isohub.Session(timeout_s=1) as own, all_on(Runtime("slow", bare, (str(packages),))):
+    with isohub.Session(timeout_s=1, environment="auto") as own, all_on(Runtime("slow", bare, (str(packages),))):
         began = time.monotonic()
         with pytest.raises(errors.WorkerTimeoutError, match="importing torch"):
             own.load(hub("good"), "mlp")

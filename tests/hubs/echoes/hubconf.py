@@ -22,6 +22,19 @@ class Net(torch.nn.Module):
         return torch.tanh(self.tied(x)) ** 2
 
 
+class Scope:
+    """Takes care of any exception, and keeps what it was."""
+
+    left = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.left = [kind.__qualname__, str(error)]
+        return True
+
+
 class Echo:
     def __call__(self, value):
         return value
@@ -45,6 +58,9 @@ class Echo:
     async def counts(self, end):
         for number in range(end):
             yield number
+
+    def scope(self):
+        return Scope()
 
     def versions(self):
         return "{}.{}".format(*sys.version_info[:2]), torch.__version__
