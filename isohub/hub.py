@@ -489,7 +489,7 @@ class Session:
         """
         if type(number) is not int or number < 0:
             raise ValueError(f"number={number!r}; expected a whole number, 0 for the session itself")
-        from isohub.environments.prepare import InUse
+        from isohub.environments.store import InUse
 
         self._open_pool()  # theirs is the same
         with self._pool_lock:

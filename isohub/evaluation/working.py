@@ -128,13 +128,13 @@ def evaluate_batch(
 
 
 def _evaluator(seated: Seated, function: Function, threads: int | None) -> Any:
-    from isohub.session.versions import takes_code
+    from isohub.session.versions import other_python
 
     remote = next(seated.remotes(), None)
     if remote is None:
         raise TypeError(f"the entrypoint gave a {type(seated.built).__name__}, which is no model")
-    python = remote.worker.versions.python
-    if not takes_code(remote.worker.versions):
+    python = other_python(remote.worker.versions)
+    if python:
         raise ValueNotTransferableError(
             f"fn is code of this Python, which that of {remote.worker.name}, {python}, does not read",
             hint="evaluate refs on the Python of this process; isohub.compare and handles take any",

@@ -163,7 +163,7 @@ class _LocalLane:
     def do(self, work: Callable[..., _T], *args: Any) -> _T:
         """Do it in this thread."""
         from isohub.session.options import interruptible
-        from isohub.session.supervisor import CallInterrupted
+        from isohub.session.question import CallInterrupted
 
         if self._stopped:
             raise SessionClosedError("the lane was stopped")
