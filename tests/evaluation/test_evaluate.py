@@ -145,7 +145,7 @@ def test_an_exception_of_every_batch_is_not_tried_twice_for_each(session, refs, 
     [
         (lambda model, x: 3, "fn gave a int"),
         (lambda model, x: {"a": "text"}, "fn gave a str as 'a'"),
-        (lambda model, x: {"a": model}, "fn gave a RemoteModule as 'a'"),
+        (lambda model, x: {"a": model}, "fn gave a Scaled as 'a'"),
         (lambda model, x: {1: 2.0}, "a metric by the name 1"),
         (lambda model, x: {str(n): n for n in range(2000)}, "at most 1000"),
         (lambda model, x: {"a": x.to_sparse()}, "expected a dense one"),
