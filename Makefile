@@ -7,13 +7,13 @@ STAMP := $(VENV)/installed
 # Present while .venv is being made: an interrupted run leaves it, and the next begins again.
 HALF_MADE := $(VENV)/half-made
 
-# The quick ones first; model code from elsewhere last.
+# The quick ones first; model code from elsewhere last. Those on a Ray cluster are `make ray`.
 SLOW_TESTS := $(wildcard tests/real)
-NO_TESTS := tests/gpu tests/hubs tests/servers tests/__pycache__ tests/conftest.py tests/__init__.py tests/as_user.py tests/lacking.py
+NO_TESTS := tests/test_distributed.py tests/gpu tests/hubs tests/servers tests/__pycache__ tests/conftest.py tests/__init__.py tests/as_user.py tests/lacking.py
 TESTS := $(filter-out $(SLOW_TESTS) $(NO_TESTS),$(patsubst %/,%,$(sort $(wildcard tests/*/ tests/*.py)))) $(SLOW_TESTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-user test-gpu check lint types imports bench fuzz clean
+.PHONY: help setup demo test test-user test-gpu ray check lint types imports bench fuzz clean
 
 # Most of a test is waiting for a worker, so two processes keep two cores busy.
 JOBS ?= 2
@@ -48,6 +48,11 @@ test: $(STAMP) ## run the tests, in two processes (JOBS=2)
 
 test-user: $(STAMP) ## run the attack suite as an ordinary user, also when root (ARGS='-k files')
 	$(BIN)/python tests/as_user.py $(ARGS)
+
+ray: $(STAMP) ## test on a Ray cluster of several nodes on this machine
+	@$(BIN)/python -c 'import ray' 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest --timeout 300 tests/test_distributed.py
 
 test-gpu: $(STAMP) ## run the tests that need a GPU, and fail where there is none
 	$(BIN)/python -m pytest tests/gpu

@@ -17,6 +17,7 @@ from benchmarks.bench import Bench, open_bench
 from benchmarks.calls import measure_calls
 from benchmarks.confinement import measure_confinement
 from benchmarks.environments import measure_environments
+from benchmarks.evaluating import measure_evaluation
 from benchmarks.measure import Sizes, Table, machine
 from benchmarks.memory import measure_memory
 from benchmarks.page import render, render_table
@@ -35,6 +36,7 @@ PARTS: dict[str, Callable[[Bench], list[Table]]] = {
     "environments": measure_environments,
     "memory": measure_memory,
     "close": measure_close,
+    "evaluate": measure_evaluation,
 }
 
 
@@ -84,6 +86,8 @@ _FIELDS: dict[str, type] = {
     "state_mb": int,
     "loads": int,
     "workers": int,
+    "refs": int,
+    "batches": int,
     "call_bytes": int,
 }
 

@@ -36,6 +36,8 @@ class Sizes:
         state_mb: Size of the state dict.
         loads: Loads in each round, where one takes milliseconds.
         workers: How many workers live at once when memory is measured.
+        refs: How many refs are evaluated.
+        batches: Over how many batches each.
     """
 
     rounds: int = 6
@@ -46,6 +48,8 @@ class Sizes:
     state_mb: int = 1024
     loads: int = 8
     workers: int = 8
+    refs: int = 8
+    batches: int = 1000
 
     @classmethod
     def quick(cls) -> Sizes:
@@ -59,6 +63,8 @@ class Sizes:
             state_mb=16,
             loads=2,
             workers=2,
+            refs=2,
+            batches=10,
         )
 
 

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from isohub import errors as errors
+    from isohub.bisection.bisect import bisect as bisect
     from isohub.checkpoints import download_url_to_file as download_url_to_file
     from isohub.checkpoints import load_state_dict_from_url as load_state_dict_from_url
     from isohub.comparison.closeness import assert_close as assert_close
     from isohub.comparison.measure import compare as compare
     from isohub.comparison.result import Comparison as Comparison
     from isohub.environments.environment import Environment as Environment
+    from isohub.evaluation.evaluate import evaluate as evaluate
     from isohub.hub import Session as Session
     from isohub.hub import doctor as doctor
     from isohub.hub import fetch as fetch
@@ -45,6 +47,8 @@ _HOME = {
     "compare": "isohub.comparison.measure",
     "Environment": "isohub.environments.environment",
     "Sandbox": "isohub.sandbox.policy",
+    "bisect": "isohub.bisection.bisect",
+    "evaluate": "isohub.evaluation.evaluate",
     **dict.fromkeys(("RemoteModule", "RemoteObject"), "isohub.session.handles"),
 }
 
@@ -57,10 +61,12 @@ __all__ = [
     "Session",
     "__version__",
     "assert_close",
+    "bisect",
     "compare",
     "doctor",
     "download_url_to_file",
     "errors",
+    "evaluate",
     "fetch",
     "get_dir",
     "help",

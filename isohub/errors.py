@@ -28,6 +28,8 @@
     ├ ProtocolError                   the worker sent something that the wire does not allow
     ├ MissingExtraError               (ImportError)  .extra: a part of isohub that was not installed with it
     ├ SaveError                       (OSError)  .path: a state or a report could not be written to a file
+    ├ ResultsError                    .path: a file of results or a log that cannot be used
+    ├ BisectionError                  (also ValueError)  the first bad commit cannot be looked for
     └ SessionClosedError              (also RuntimeError)
 
 A message says what, where, what was found and what was expected; `hint:` gives the command
@@ -43,6 +45,7 @@ import unicodedata
 from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple, Type
 
 __all__ = [
+    "BisectionError",
     "ConfinementError",
     "EntrypointNotFoundError",
     "EnvironmentBuildError",
@@ -60,6 +63,7 @@ __all__ = [
     "ProtocolError",
     "RefNotFoundError",
     "RemoteError",
+    "ResultsError",
     "SandboxError",
     "SaveError",
     "SessionClosedError",
@@ -405,6 +409,20 @@ class SaveError(IsohubError, OSError):
 
     field_names: ClassVar[Tuple[str, ...]] = ("path",)
     path: Optional[str]
+
+
+class ResultsError(IsohubError):
+    """A file of results is another question's, in use, or damaged. `path` is the file."""
+
+    field_names: ClassVar[Tuple[str, ...]] = ("path",)
+    path: Optional[str]
+
+
+class BisectionError(IsohubError, ValueError):
+    """The ends do not enclose a first bad commit: one is not what it is said to be, or no history joins them."""
+
+    field_names: ClassVar[Tuple[str, ...]] = ("commit",)
+    commit: Optional[str]
 
 
 class SessionClosedError(IsohubError, RuntimeError):

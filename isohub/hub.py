@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import copy
 import functools
 import inspect as inspect_module
 import logging
@@ -35,7 +36,7 @@ from isohub.checking import (
 )
 from isohub.environments.dependencies import missing_error, parse_dependencies, unmet
 from isohub.environments.environment import Environment, checked_environment
-from isohub.errors import ConfinementError, PolicyError, SessionClosedError, printable
+from isohub.errors import ConfinementError, OfflineError, PolicyError, SessionClosedError, printable
 from isohub.repos.catalog import Catalog, Wanted, is_offline
 from isohub.repos.disk import make_root
 from isohub.repos.layout import get_dir, set_dir, weights_dir
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from isohub.environments.prepare import Prepared
     from isohub.environments.store import InUse
     from isohub.repos.pins import Pin
+    from isohub.repos.sources.commits import Commit
     from isohub.session.examination import Diagnosis
     from isohub.session.gate import ProgramGate
     from isohub.session.link import Link
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Session",
+    "default_session",
     "doctor",
     "fetch",
     "get_dir",
@@ -176,6 +179,7 @@ class Session:
         self._pool: Pool | None = None
         self._pool_lock = threading.Lock()
         self._closed = False
+        self._replica = 0
         self._pid = os.getpid()
 
     # What torch.hub has.
@@ -386,6 +390,29 @@ class Session:
         wanted = Wanted(repo, source, force_reload, skip_validation, verbose, submodules, lfs)
         return self._catalog(wanted.source).checkout(wanted)
 
+    def history(self, repo: RepoOrDir, good: str, bad: str) -> Mapping[str, Commit]:
+        """Commits between two of a repo's, by id; see `isohub.repos.sources.commits`. Nothing of it runs.
+
+        Args:
+            repo: As `load` takes it; its ref does not matter.
+            good: A full commit id.
+            bad: Another.
+
+        Raises:
+            FetchError: The history cannot be brought, or is not all there.
+        """
+        from isohub.repos.sources.commits import commits_between
+
+        reference = _reference(repo)
+        if is_offline(self._offline) and reference.source != "local":
+            raise OfflineError(
+                f"the history of {reference} is on a server, and the network may not be used",
+                hint="bisect a clone of it, which git clone makes: ./clone",
+                reference=str(reference),
+                url=reference.location,
+            )
+        return commits_between(reference, good, bad)
+
     def prepare(
         self,
         repo: RepoOrDir | None,
@@ -451,6 +478,42 @@ class Session:
         """The workers that are alive now, with what they use and do. None of them is asked."""
         return [] if self._pool is None else self._pool.infos()
 
+    def replica(self, number: int) -> Session:
+        """The same session, whose loads have workers of their own: several of one commit, to be asked at once.
+
+        Args:
+            number: 1 and more; 0 is the session itself.
+
+        Returns:
+            A session with the same cache, rules, zygotes and limits. It ends with this one, and has nothing to close.
+        """
+        if type(number) is not int or number < 0:
+            raise ValueError(f"number={number!r}; expected a whole number, 0 for the session itself")
+        from isohub.environments.store import InUse
+
+        self._open_pool()  # theirs is the same
+        with self._pool_lock:
+            if self._in_use is None:
+                self._in_use = InUse()
+            other = copy.copy(self)
+        other._replica = number
+        return other
+
+    @property
+    def sandbox(self) -> Sandbox | str:
+        """What workers may touch, unless `load` says otherwise."""
+        return self._sandbox
+
+    @property
+    def timeout_s(self) -> float | None:
+        """Seconds that any one question to a worker may take, unless `load` says otherwise."""
+        return self._timeout_s
+
+    @property
+    def max_workers(self) -> int | None:
+        """The most workers at once; None for no limit."""
+        return self._max_workers
+
     def close_idle(self, older_than_s: float = 0) -> builtins.list[str]:
         """End workers that nobody asks, although there are handles to them, and give their memory back.
 
@@ -468,6 +531,8 @@ class Session:
 
     def close(self) -> None:
         """End every worker. Handles of this session raise `SessionClosedError` from here on."""
+        if self._replica:
+            return  # the workers are those of the session that it is a replica of
         with self._pool_lock:
             self._closed = True
             pool, self._pool = self._pool, None
@@ -617,6 +682,7 @@ class Session:
                 bound=() if self._lockfile is None else (str(checkout.reference), *checkout.pin.extras),
                 name=checkout.pin.name,
                 reference=str(checkout.reference),
+                replica=self._replica,
             )
             with pool.lease(key, timeout_s, lambda worker: _check_confinement(worker, gate)) as worker:
                 if worker.equip(broker):
@@ -877,7 +943,7 @@ _default: Session | None = None
 _default_lock = threading.Lock()
 
 
-def _default_session() -> Session:
+def default_session() -> Session:
     """The session that the module's functions use; another one in a forked process."""
     global _default  # noqa: PLW0603 - one default for the process is what a module-level function means
     with _default_lock:
@@ -899,7 +965,7 @@ def _of_default(method: Callable[Concatenate[Any, _P], _R]) -> Callable[_P, _R]:
 
     @functools.wraps(method)
     def function(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        return method(_default_session(), *args, **kwargs)
+        return method(default_session(), *args, **kwargs)
 
     signature = inspect_module.signature(method)
     parameters = [*signature.parameters.values()][1:]

@@ -125,4 +125,5 @@ def test_every_part_of_the_page_has_a_runner():
         "environments",
         "memory",
         "close",
+        "evaluate",
     ]

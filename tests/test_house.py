@@ -43,10 +43,12 @@ def test_public_names() -> None:
         "Session",
         "__version__",
         "assert_close",
+        "bisect",
         "compare",
         "doctor",
         "download_url_to_file",
         "errors",
+        "evaluate",
         "fetch",
         "get_dir",
         "help",
@@ -78,6 +80,9 @@ def test_the_version_is_said_once() -> None:
         "import isohub.cli.main as m\ntry: m.main(['--help'])\nexcept SystemExit: pass",
         "import isohub.cli.main as m\ntry: m.main(['run', '--help'])\nexcept SystemExit: pass",
         "import isohub.cli.main as m\ntry: m.main(['cache', 'dir'])\nexcept SystemExit: pass",
+        "import isohub; isohub.evaluate; isohub.bisect; import isohub.distributed",
+        "import isohub.cli.main as m\ntry: m.main(['evaluate', '--help'])\nexcept SystemExit: pass",
+        "import isohub.cli.main as m\ntry: m.main(['bisect', '--help'])\nexcept SystemExit: pass",
         "import isohub; isohub.inspect('tests/hubs/good', source='local')",
     ],
 )
@@ -85,7 +90,7 @@ def test_torch_is_imported_by_what_needs_it_alone(work: str) -> None:
     program = f"{work}\nimport sys, json\nsys.stderr.write(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(json.loads(done.stderr))
-    assert not {"torch", "numpy"} & loaded
+    assert not {"torch", "numpy", "ray", "pandas"} & loaded
     assert not {name for name in loaded if name.startswith(("isohub.worker", "isohub.session"))}
     if work == "import isohub":
         assert {name for name in loaded if name.startswith("isohub")} == {"isohub"}

@@ -17,12 +17,14 @@ from typing import Any, NoReturn
 import click
 
 import isohub
+from isohub.cli.bisect import bisect
 from isohub.cli.cache import cache
 from isohub.cli.commands import fetch, help_, inspect, list_, trust
 from isohub.cli.compare import compare
 from isohub.cli.demo import demo
 from isohub.cli.doctor import doctor
 from isohub.cli.env import env
+from isohub.cli.evaluate import evaluate
 from isohub.cli.lock import lock
 from isohub.cli.options import Settings, output_options
 from isohub.cli.ps import ps
@@ -85,7 +87,10 @@ def isohub_group() -> None:
     """Load models as torch.hub does, each repo and commit in a worker process of its own."""
 
 
-for _command in (demo, list_, help_, inspect, fetch, run, compare, ps, lock, trust, cache, env, doctor):
+for _command in (
+    *(demo, list_, help_, inspect, fetch, run, compare, evaluate, bisect),
+    *(ps, lock, trust, cache, env, doctor),
+):
     isohub_group.add_command(_command)
 
 

@@ -30,9 +30,12 @@ from isohub.comparison.states import State, StateDifference, compare_states
 from isohub.comparison.subject import Recipe, Subject
 from isohub.comparison.timing import summed_up, take_turns
 from isohub.errors import IsohubError, printable
+from isohub.execution.executor import done_once, load_options
+from isohub.execution.seats import reference_text
 from isohub.hub import RepoOrDir, Session
 
 if TYPE_CHECKING:
+    from isohub.execution.executor import Executor, Place
     from isohub.sandbox.policy import Sandbox
 
 __all__ = ["compare"]
@@ -56,6 +59,7 @@ def compare(
     training: bool | None = None,
     repeats: int | None = None,
     time_s: float = 0.5,
+    executor: Executor | None = None,
     session: Session | None = None,
     sandbox: Sandbox | Literal["none"] | None = None,
     environment: Any = None,
@@ -83,6 +87,7 @@ def compare(
         training: Mode that models are put into; None leaves them as they were built.
         repeats: How many runs of calls are timed, of each ref; 0: none; None: until they agree, for `time_s` at most.
         time_s: Seconds of timed calls of each ref.
+        executor: Where it is done: as one piece of work, so that all refs are timed on one machine; here unless given.
         session: Whose workers these are. Unless given, one of its own, which ends with the comparison.
         sandbox: As `load` takes it, and so are `environment`, `device`, `timeout_s` and `trust_repo`.
         environment: What each ref runs on.
@@ -113,6 +118,18 @@ def compare(
         "timeout_s": timeout_s,
         "trust_repo": trust_repo,
     }
+    if executor is not None:
+        if session is not None:
+            raise ValueError("session= is for this machine; the executor has its own")
+        more = {"args": args, "kwargs": kwargs, "seed": seed, "tolerance": tolerance, "method": method}
+        more |= {
+            "training": training,
+            "repeats": repeats,
+            "time_s": time_s,
+            **load_options(executor, **options),
+            **fetch,
+        }
+        return done_once(executor, _compare_there, [_sent(repo, executor) for repo in repos], model, inputs, more)
     recipe = Recipe(model, tuple(args), dict(kwargs or {}), seed, training, method, options, fetch)
     with ExitStack() as stack:
         if session is None:
@@ -152,6 +169,20 @@ def compare(
         inputs="none" if first is None else _shown_inputs(first),
         machine=_machine(),
     )
+
+
+def _compare_there(
+    place: Place, repos: Sequence[RepoOrDir], model: str, inputs: Any, more: dict[str, Any]
+) -> Comparison:
+    """The same where the place is."""
+    return compare(repos, model, inputs, session=place.session, **more)
+
+
+def _sent(repo: RepoOrDir, executor: Executor) -> RepoOrDir:
+    """A ref as it is to be read where the work is done: a checkout of this machine's is none of another's."""
+    from isohub.repos.pins import Checkout
+
+    return repo if executor.here or not isinstance(repo, Checkout) else reference_text(repo)
 
 
 def _checked_repos(repos: Any) -> list[RepoOrDir]:

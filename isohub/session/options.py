@@ -29,7 +29,16 @@ if TYPE_CHECKING:
     from isohub.session.link import Link
     from isohub.session.supervisor import Worker
 
-__all__ = ["Interruption", "awaited", "current_interruption", "options", "pipelined", "resumed", "timeout_of"]
+__all__ = [
+    "Interruption",
+    "awaited",
+    "current_interruption",
+    "interruptible",
+    "options",
+    "pipelined",
+    "resumed",
+    "timeout_of",
+]
 
 _timeouts: contextvars.ContextVar[tuple[tuple[Link, Worker, float | None], ...]] = contextvars.ContextVar(
     "isohub_timeouts", default=()
@@ -166,3 +175,9 @@ def _pipelined(link: Link, call: Callable[..., Any], items: Iterator[tuple[Any, 
     finally:
         for future, _ in waiting:
             future.cancel()
+
+
+def interruptible(interruption: Interruption, work: Callable[..., Any], *args: Any) -> Any:
+    """Do this in a context of its own, where `interruption` can end the call that is waited for."""
+    _interruption.set(interruption)
+    return work(*args)

@@ -63,6 +63,7 @@ class WorkerKey:
         bound: What of a lockfile binds it: two references of one commit may be locked to different weights.
         name: For people: ``org/repo@1a2b3c4``.
         reference: For people: what was loaded.
+        replica: Number of the replica; those of one checkout share nothing.
     """
 
     runtime: Runtime
@@ -73,6 +74,7 @@ class WorkerKey:
     bound: tuple[str, ...]
     name: str = field(compare=False)
     reference: str = field(compare=False)
+    replica: int = 0
 
 
 @dataclass

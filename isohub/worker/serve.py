@@ -41,6 +41,7 @@ from isohub.worker.caller import Caller, dump
 from isohub.worker.compiling import compile_module
 from isohub.worker.devices import SharedGpus, mover_to
 from isohub.worker.downloads import Downloads
+from isohub.worker.evaluating import Evaluator
 from isohub.worker.hubconf import Hubconf, HubconfFailed, seed_everything
 from isohub.worker.measuring import Measurements
 from isohub.worker.modes import entered
@@ -360,6 +361,9 @@ class Server(Operations, Measurements):
 
     def do_run(self, target: Any, function: Callable[..., Any], args: Sequence[Any], kwargs: Dict[str, Any]) -> Any:
         return function(target, *args, **kwargs)
+
+    def do_evaluator(self, _: Any, built: Any, code: bytes, settings: Dict[str, Any]) -> Any:
+        return Evaluator(built, unpickled(code, {}), **settings)
 
     def do_backward(
         self, number: int, gradients: Sequence[Tuple[int, Any]], wanted: Sequence[int], accumulate: bool, keep: bool

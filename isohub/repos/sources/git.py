@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from isohub.repos.reference import Reference
     from isohub.repos.sources.pkt import Remote
 
-__all__ = ["CloneSource", "GitSource"]
+__all__ = ["CloneSource", "GitSource", "clone_url", "opened"]
 
 
 class GitSource:
@@ -88,12 +88,12 @@ class GitSource:
                     objects.read(pin.commit)
                 except KeyError:
                     raise _gone(pin) from None
-                home = Home(_clone_url(reference), self._credentials, own=_is_own(pin), base=remote.advertisement.base)
+                home = Home(clone_url(reference), self._credentials, own=_is_own(pin), base=remote.advertisement.base)
                 _write(objects, pin, into, home, scratch, progress=progress)
 
     @contextmanager
     def _remote(self, reference: Reference) -> Iterator[Remote]:
-        with _named(reference), connected(_clone_url(reference), self._credentials) as remote:
+        with _named(reference), connected(clone_url(reference), self._credentials) as remote:
             yield remote
 
 
@@ -116,7 +116,7 @@ class CloneSource:
     def resolve(self, reference: Reference, *, skip_validation: bool = False) -> Pin:  # noqa: ARG002  # the user's own clone
         """Find the commit that a reference means now; any commit that is in the clone is the user's."""
         ref = reference.ref or "HEAD"
-        with _opened(reference) as (repo, objects):
+        with opened(reference) as (repo, objects):
             refs = _clone_refs(repo, objects)
             match = refs.match(ref)
             if match is not None:
@@ -139,7 +139,7 @@ class CloneSource:
         Submodules and LFS files are taken from the clone where it has them, else from its remote.
         """
         with (
-            _opened(pin.reference) as (repo, objects),
+            opened(pin.reference) as (repo, objects),
             tempfile.TemporaryDirectory(prefix=".pack-", dir=into.parent) as scratch,
         ):
             directories = tuple(dict.fromkeys(Path(str(place)) for place in (repo.controldir(), repo.commondir())))
@@ -198,7 +198,12 @@ def _is_on_branches(repo: Repo, objects: Objects, commit: str) -> bool:
 
 
 @contextmanager
-def _opened(reference: Reference) -> Iterator[tuple[Repo, Objects]]:
+def opened(reference: Reference) -> Iterator[tuple[Repo, Objects]]:
+    """A clone on this machine, to be read while the context is open.
+
+    Raises:
+        SourceUnavailableError: It is none, or cannot be read.
+    """
     where = reference.location
     try:
         repo = Repo(where)
@@ -249,7 +254,8 @@ def _write(
     )
 
 
-def _clone_url(reference: Reference) -> str:
+def clone_url(reference: Reference) -> str:
+    """What ``git clone`` takes for a reference of a server."""
     # GitHub's own form; without the suffix it redirects some clients.
     return f"{reference.location}.git" if reference.source == "github" else reference.location
 

@@ -1,0 +1,1 @@
+"""The first commit at which something changed: `isohub.bisect`."""

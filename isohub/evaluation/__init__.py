@@ -1,0 +1,1 @@
+"""One metric over the same data, for many refs: `isohub.evaluate`."""

@@ -1,0 +1,1 @@
+"""Where evaluations, comparisons and bisections do their work: lanes of this machine, or of others."""
