@@ -137,7 +137,8 @@ class RayExecutor:
     def _room(self) -> int:
         """How many lanes the nodes hold, each on one of them, if nobody else used the cluster."""
         total = 0
-        nodes: list[dict[str, Any]] = self._ray.nodes()  # type: ignore[no-untyped-call]
+        listing: Any = self._ray.nodes
+        nodes: list[dict[str, Any]] = listing()
         for node in nodes:
             if node["Alive"]:
                 has = node["Resources"]
