@@ -29,6 +29,8 @@ COMMANDS = [
     "fetch",
     "run",
     "compare",
+    "evaluate",
+    "bisect",
     "ps",
     "lock",
     "trust",
