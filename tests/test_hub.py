@@ -384,8 +384,8 @@ def test_choices_are_checked(session, hub):
 def test_what_is_no_policy_is_refused(session, hub):
     with pytest.raises(errors.PolicyError, match="sandbox='all'"):
         session.load(hub("good"), "model", sandbox="all")
-    with pytest.raises(errors.EnvironmentBuildError):
-        session.load(hub("good"), "model", environment="auto")
+    with pytest.raises(errors.EnvironmentBuildError, match="environment='conda'"):
+        session.load(hub("good"), "model", environment="conda")
 
 
 @pytest.mark.parametrize("text", ["a:b:c", "org/repo:", "", "org//repo", "org/repo:a..b", "./no/such/place"])
@@ -425,6 +425,8 @@ def test_programs_need_trust(tmp_path, hub, returns):
         program = fresh.load(hub("good"), "mlp", returns=returns, example_inputs=(x,), trust_repo=True, seed=3)
         run = program if returns == "torchscript" else program.module()
         assert torch.allclose(run(x), expected)
+        with fresh.load(hub("good"), "mlp", seed=3) as handle:  # a tensor alone is one input, and not one for each row
+            assert (handle.torchscript if returns == "torchscript" else handle.export)(x) is not None
         # Remembered once it had succeeded, and forgotten when asked.
         assert fresh.load(hub("good"), "mlp", returns=returns, example_inputs=x) is not None
         assert len(fresh.trusted()) == 1
