@@ -105,6 +105,7 @@ def env_show(settings: Settings, /, key: str) -> None:
     chosen, _ = _named([key])
     if len(chosen) != 1:
         words = f"{len(chosen)} environments are meant by {key}" if chosen else f"no environment is meant by {key}"
+        words += "\nhint: isohub env ls shows their keys, of which four characters or more are given"
         settings.output.result({"environments": [_data(each) for each in chosen]}, words)
         click.get_current_context().exit(1)
     (one,) = chosen

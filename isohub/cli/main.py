@@ -33,6 +33,7 @@ from isohub.errors import (
     EntrypointNotFoundError,
     InvalidReferenceError,
     IsohubError,
+    MissingDependenciesError,
     WorkerDiedError,
     WorkerTimeoutError,
     printable,
@@ -69,6 +70,8 @@ class _Group(click.Group):
 
 def _for_command_line(error: IsohubError) -> IsohubError:
     hint = _HINTS.get(type(error))
+    if isinstance(error, MissingDependenciesError) and error.command:
+        hint = f"{error.command}; or --environment auto, which brings what the repo asks for"
     if hint is not None and not getattr(error, "near", None):
         error.hint = hint
     return error

@@ -25,6 +25,7 @@ import pytest
 if TYPE_CHECKING:
     from isohub.comparison.result import Comparison
     from isohub.hub import Session
+    from isohub.repos.reference import SourceName
 
 __all__ = ["isohub_compare", "isohub_session", "pytest_addoption", "pytest_configure"]
 
@@ -83,16 +84,20 @@ def isohub_compare(request: pytest.FixtureRequest, isohub_session: Session) -> C
             raise pytest.UsageError(f"isohub_compare needs {' and '.join(lacking)}, here or in @pytest.mark.isohub")
         repo, against = _place(settings.pop("repo"), request.config), settings.pop("against", ())
         refs = [*request.config.getoption("--isohub-ref"), *([against] if isinstance(against, str) else against)]
+        from isohub.errors import IsohubError
+
         if not refs:
             pytest.skip("nothing to compare with: give --isohub-ref REF")
         settings.setdefault("session", isohub_session)
         found, complaints = [], []
         for ref in refs:
-            base = f"{repo}{ref}" if ref.startswith(":") else ref
             try:
+                base = f"{_without_ref(repo, settings.get('source'))}{ref}" if ref.startswith(":") else ref
                 found.append(_assert_close([base, repo], settings))
             except AssertionError as error:
                 complaints.append(str(error))
+            except IsohubError as error:
+                complaints.append(f"{ref}: {type(error).__name__}: {error}")
         if complaints:
             pytest.fail("\n\n".join(complaints), pytrace=False)
         return found
@@ -105,6 +110,13 @@ def _assert_close(repos: list[Any], settings: dict[str, Any]) -> Comparison:
 
     options = {name: value for name, value in settings.items() if name not in ("model", "inputs")}
     return assert_close(repos, settings["model"], settings.get("inputs"), **options)
+
+
+def _without_ref(repo: str, source: SourceName | None) -> str:
+    """A repo without the ref that it may be written with: ``./clone:v2`` is the same repo as ``./clone``."""
+    from isohub.repos.reference import parse
+
+    return repo.removesuffix(f":{parse(repo, source).ref}")
 
 
 def _place(repo: Any, config: pytest.Config) -> str:

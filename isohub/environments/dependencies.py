@@ -234,7 +234,7 @@ def missing_error(
         parts.append(f"declares dependencies that are no package names: {entries}")
     requirements = dict.fromkeys(dependency.requirement for dependency in named if dependency.requirement)
     command = shlex.join(["python", "-m", "pip", "install", *requirements]) if requirements else None
-    hint = command
+    hint = f"{command}; or load it with environment='auto', which brings what the repo asks for" if command else None
     if environment != "host":
         listed = ", ".join(repr(each) for each in requirements)
         command, hint = None, f"add them to what you ask for: requirements=[..., {listed}]" if requirements else None

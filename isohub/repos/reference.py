@@ -423,14 +423,15 @@ def _no_directory(given: _Text, text: str) -> InvalidReferenceError:
         names = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
     except (OSError, ValueError):
         names = []
-    near = near_names(path.name.partition(":")[0], names)
+    near = [] if path.is_file() else near_names(path.name.partition(":")[0], names)
     hint = f"near names there: {', '.join(printable(n, newlines=False) for n in near)}" if near else None
     directory, at, ref = text.rpartition("@")
     if at and Path(directory).is_dir():
         hint = printable(f"for a clone at a ref, write {directory}:{ref}", newlines=False)
     if "://" in text or (text.count("/") == 1 and not text.startswith((".", "/", "~"))):
         hint = hint or "leave source='local' out for a repository on a server"
-    return given.error("path", "is no directory", "a directory that exists, or a clone followed by :ref", hint)
+    problem = "is a file" if path.is_file() else "is no directory"
+    return given.error("path", problem, "a directory that exists, or a clone followed by :ref", hint)
 
 
 def _checked_subdirectory(given: _Text, rest: str) -> str | None:

@@ -132,7 +132,7 @@ class RemoteModule(Surface):
         """The module as TorchScript, made in the worker and opened here.
 
         Args:
-            example_inputs: A tuple of inputs to trace with; None scripts instead.
+            example_inputs: A tensor or a tuple of inputs to trace with; None scripts instead.
             **kwargs: For ``torch.jit.trace`` or ``torch.jit.script``.
 
         Raises:
@@ -140,17 +140,18 @@ class RemoteModule(Surface):
         """
         return self._program("torchscript", "torchscript", example_inputs, kwargs, phase="making TorchScript")
 
-    def export(self, args: tuple[Any, ...], **kwargs: Any) -> Any:
+    def export(self, args: torch.Tensor | tuple[Any, ...], **kwargs: Any) -> Any:
         """The module as ``torch.export.ExportedProgram``, made in the worker and opened here.
 
         Args:
-            args: Inputs to export with.
+            args: A tensor or a tuple of inputs to export with.
             **kwargs: For ``torch.export.export``.
 
         Raises:
             UntrustedRepoError: The repo is not trusted; opening a program can run code in this process.
         """
-        return self._program("exported_program", "export", args, kwargs, phase="exporting")
+        inputs = (args,) if isinstance(args, torch.Tensor) else args
+        return self._program("exported_program", "export", inputs, kwargs, phase="exporting")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write its state to a safetensors file, with what it came from in the file's metadata.

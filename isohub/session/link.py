@@ -369,6 +369,7 @@ class Remote:
         self.class_name = class_name
         self.path: tuple[Any, ...] | None = None  # its place in what an entrypoint gave; None for a part of that
         self.sort = "object"
+        self.called = ""  # of a function: the attribute that it was read as, for errors
         self.prompt = True  # whether an iterator may have something to do once it is given back
         self.loaded = False  # whether an entrypoint gave it, and not another handle
         self.received = [1]  # how often the worker sent it: it forgets the object when all are given back
@@ -433,7 +434,10 @@ class Remote:
         words = _OPERATION_WORDS.get(operation, f"doing {operation}")
         name = f" {args[0]!r}" if args and isinstance(args[0], str) else ""
         record = operation not in _UNRECORDED_OPERATIONS
-        return self.ask("operate", operation, args, phase=words + name, record=record)
+        value = self.ask("operate", operation, args, phase=words + name, record=record)
+        if operation == "getattr" and isinstance(got := getattr(value, "__dict__", {}).get("_isohub"), Remote):
+            got.called = got.called or str(args[0])
+        return value
 
     def refuse(self, what: str, phase: str) -> ProtocolError:
         """Kill the worker for an answer of a wrong form; returns the error to raise."""

@@ -76,7 +76,7 @@ def of_time(worker: Worker, phase: str, timeout_s: float, tail: str) -> WorkerTi
     """The error for a worker that was killed since it took longer than it may."""
     return WorkerTimeoutError(
         f"the worker of {worker.name} was still {phase} after {timeout_s:g} s and was killed" + _with(tail),
-        hint="give it longer with timeout_s=",
+        hint="load it again for a new worker, and give it longer with timeout_s=",
         reference=worker.name,
         commit=worker.commit,
         phase=phase,

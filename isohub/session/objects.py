@@ -138,7 +138,8 @@ class RemoteObject(_Operators, Container):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the remote object."""
         remote = self._isohub
-        return remote.ask("call", "", args, kwargs, phase=f"calling a {remote.class_name}", record=True)
+        words = f"{remote.called}()" if remote.sort == "function" and remote.called else f"a {remote.class_name}"
+        return remote.ask("call", "", args, kwargs, phase=f"calling {words}", record=True)
 
     def __getattr__(self, name: str) -> Any:
         if is_a_protocol(name):

@@ -62,6 +62,22 @@ def test_refs_markers_and_failures(place: Path) -> None:
     assert "takes keywords: repo=, model=, inputs=" in done.stdout
 
 
+def test_a_ref_of_a_repo_that_is_written_with_one(place: Path) -> None:
+    (place / "at_a_ref.py").write_text(
+        "import pytest\n@pytest.mark.isohub(repo='./net:values', model='model', inputs='randn(4,8)', against=':values')\n"
+        "def test(isohub_compare):\n    isohub_compare()\n"
+    )
+    done = run(place, "at_a_ref.py")
+    assert "1 passed" in done.stdout, done.stdout
+
+
+def test_a_ref_that_is_none_is_said_without_a_traceback(place: Path) -> None:
+    done = run(place, "-k", "stays", "--isohub-ref", "nope", "--isohub-ref", ":nope")
+    assert "nope: InvalidReferenceError: 'nope' is no reference" in done.stdout, done.stdout
+    assert "no branch, tag or commit 'nope'" in done.stdout
+    assert "reference.py" not in done.stdout
+
+
 def test_nothing_to_compare_with_is_said(place: Path) -> None:
     done = run(place, "-rs", "-k", "stays")
     assert "nothing to compare with: give --isohub-ref REF" in done.stdout

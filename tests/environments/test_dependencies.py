@@ -65,8 +65,8 @@ def test_all_missing_ones_are_named_at_once_with_the_pip_line():
     assert error.missing == ("cv2", "PIL", "thing>=1.0,!=1.5", "$(reboot)")
     for part in ("org/repo:main", "c" * 40, "cv2", "PIL", "thing>=1.0", "$(reboot)"):
         assert part in error.message
-    assert error.hint == "python -m pip install opencv-python Pillow 'thing!=1.5,>=1.0'"
-    assert error.command == error.hint
+    assert error.command == "python -m pip install opencv-python Pillow 'thing!=1.5,>=1.0'"
+    assert error.hint == f"{error.command}; or load it with environment='auto', which brings what the repo asks for"
 
 
 def test_nothing_to_install_gives_no_pip_line():

@@ -84,7 +84,8 @@ def test_two_refs_each_on_its_own_version(place: Path, opened: isohub.Session):
 def test_without_an_environment_it_says_what_is_missing(place: Path, session: isohub.Session):
     with pytest.raises(errors.MissingDependenciesError, match="not installed: collider") as caught:
         session.load(f"{place / 'repo'}:v1", "model")
-    assert caught.value.hint == "python -m pip install collider"
+    assert caught.value.command == "python -m pip install collider"
+    assert "environment='auto'" in caught.value.hint
 
 
 def test_list_help_and_the_caller_s_own_requirements(place: Path, opened: isohub.Session):
@@ -231,7 +232,9 @@ def test_the_command_line(place: Path, tmp_path: Path, isohub_here: Callable):
     assert isohub_here("env", "ls", "-q").stdout.split() == [key]
     assert "over the host" in isohub_here("env", "ls").stdout
     assert "collider  1.0" in isohub_here("env", "show", key[:8]).stdout
-    assert isohub_here("env", "show", "nothing").returncode == 1
+    none = isohub_here("env", "show", "nothing")
+    assert none.returncode == 1
+    assert "hint: isohub env ls" in none.stdout
     assert isohub_here("env", "build").returncode == 2
     assert isohub_here("env", "build", "--with", "numpy").stdout.startswith("host  ")
     assert isohub_here("list", repo, "--override", "x").returncode == 2

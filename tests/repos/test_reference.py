@@ -269,6 +269,13 @@ def test_missing_directory_names_the_near_ones(tmp_path: Path) -> None:
     assert "pytorch-unet" in (caught.value.hint or "")
 
 
+def test_a_file_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "model.py").touch()
+    with pytest.raises(InvalidReferenceError, match="path is a file; expected a directory") as caught:
+        parse(tmp_path / "model.py")
+    assert caught.value.hint is None
+
+
 def test_a_vanished_cwd_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()

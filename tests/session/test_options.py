@@ -43,6 +43,8 @@ def test_a_deadline_holds_for_a_block(own):
         with pytest.raises(errors.WorkerTimeoutError) as raised, own.options(timeout_s=0.2):
             own.sleep(3600)
     assert raised.value.fields["timeout_s"] == 0.2
+    assert "was still calling sleep() after" in raised.value.message
+    assert "load it again" in raised.value.hint
 
 
 def test_a_deadline_holds_for_other_handles_to_that_worker(own):
