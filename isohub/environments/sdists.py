@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 import msgspec
@@ -266,14 +266,15 @@ def _pyproject(path: Path) -> bytes | None:
     return None
 
 
-class _Bounded:
+class _Bounded(io.RawIOBase):
     """A stream that ends in an error where an archive is one that only exhausts who reads it."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: gzip.GzipFile) -> None:
+        super().__init__()
         self._stream = stream
         self._left = _UNPACKED_BYTES
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = -1) -> bytes:
         """Read on."""
         self._left -= size
         if self._left < 0:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import psutil
 import pytest
 
 from isohub import errors
+from isohub.environments import sdists
 from isohub.environments.building import sourceless
 from isohub.environments.environment import Environment
 from isohub.environments.prepare import prepare
@@ -111,3 +114,39 @@ def test_a_build_ends_with_its_caller(index: PackageIndex, root: Path):
     caller.communicate()
     assert eventually(lambda: all(gone(pid) for pid in started))
     assert prepare(asked("numpy"), root, None, None).runtime.key == "host"
+
+
+def test_what_lies_beside_a_local_source_is_not_read(index: PackageIndex, root: Path, tmp_path: Path, monkeypatch):
+    add_source(
+        index,
+        "alpha",
+        "1.0",
+        f"""
+        import os
+        found = []
+        for place in ({str(tmp_path / "links")!r}, {str(tmp_path)!r}):
+            try:
+                found += os.listdir(place)
+            except OSError:
+                pass
+        return "secret.txt" in found
+    """,
+    )
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "secret.txt").write_text("mine")
+    index.move("alpha", links)
+    monkeypatch.setenv("UV_FIND_LINKS", str(links))
+    prepared = prepare(asked("alpha", allow_build=True), root, None, None)
+    module = Path(prepared.runtime.packages[0]) / "alpha.py"
+    assert "note = False" in module.read_text()
+
+
+def test_an_archive_that_only_exhausts_is_refused(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(sdists, "_UNPACKED_BYTES", 4 << 20)
+    path = tmp_path / "alpha-1.0.tar.gz"
+    head = tarfile.TarInfo("alpha-1.0/x")
+    head.size = 1 << 30
+    path.write_bytes(gzip.compress(head.tobuf() + bytes(8 << 20)))
+    with pytest.raises(errors.EnvironmentBuildError, match="unpacks to more than"):
+        sdists.read_build_system(sdists.Sdist("alpha", "1.0", path, ""))
