@@ -140,24 +140,24 @@ def _as_locked(
     """The packages that a lockfile names, if they can be what they were.
 
     Raises:
-        LockMismatchError: Another Python or platform, or a host that lacks what the repo asks for beside them.
+        LockMismatchError: Another Python or platform, a host that lacks what the repo asks for beside them, or
+            requirements that they do not meet.
     """
     here, there = (work.python, work.target.platform), (locked.python, locked.platform)
     if here != there:
         expected, got = (f"Python {python} on {platform}" for python, platform in (there, here))
         raise lockfile.differs(checkout.reference, checkout.pin.extras, expected, got)
-    if work.host is not None:
-        versions = {**work.host.versions, **{each.name: each.version for each in locked.package}}
-        # Extras of what is locked are locked too: names and versions are what can differ.
-        whole = replace(work.host, versions=versions, metadata={**dict.fromkeys(versions, ""), **work.host.metadata})
-        lacking = [each.text for each in work.asked if not whole.meets(each, work.target.markers)]
-        if lacking:
-            raise lockfile.differs(
-                checkout.reference,
-                checkout.pin.extras,
-                f"a host that has {', '.join(lacking[:5])}",
-                "this one",
-            )
+    host = work.host or HostPackages({}, {}, "")
+    versions = {**host.versions, **{each.name: each.version for each in locked.package}}
+    # Extras of what is locked are locked too: names and versions are what can differ.
+    whole = replace(host, versions=versions, metadata={**dict.fromkeys(versions, ""), **host.metadata})
+    lacking = ", ".join([each.text for each in work.asked if not whole.meets(each, work.target.markers)][:5])
+    if lacking and work.host is not None:
+        expected, got = f"a host that has {lacking}", "this one"
+        raise lockfile.differs(checkout.reference, checkout.pin.extras, expected, got)
+    if lacking:  # a file that the caller's includes has changed: the environment's name knows the first one
+        expected, got = f"{len(locked.package)} packages", f"what they do not meet: {lacking}"
+        raise lockfile.differs(checkout.reference, checkout.pin.extras, expected, got)
     return locked.package
 
 

@@ -142,6 +142,25 @@ def test_a_lockfile_binds_the_packages(place: Path, tmp_path: Path):
     assert "isohub lock --upgrade" in caught.value.hint
 
 
+def test_a_file_that_the_caller_s_includes_has_changed(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    repo, lock = f"{place / 'repo'}:v1", tmp_path / "isohub.lock"
+    (tmp_path / "mine.txt").write_text("-r base.txt\n")
+    own = isohub.Environment(requirements=tmp_path / "mine.txt")
+    with PackageIndex() as index:
+        monkeypatch.setenv("UV_DEFAULT_INDEX", index.url)
+        index.wheel("torch", "2.6.0")
+        for version in ("1.0", "2.0"):
+            index.wheel("alpha", version)
+        for number, text in enumerate(("alpha==1.0\n", "alpha==2.0\n")):
+            (tmp_path / "base.txt").write_text(text)
+            with isohub.Session(tmp_path / "store", lockfile=lock) as session:
+                if number == 0:
+                    assert session.prepare(repo, own).version("alpha") == "1.0"
+                    continue
+                with pytest.raises(errors.LockMismatchError, match=r"do not meet: alpha==2\.0"):
+                    session.prepare(repo, own)
+
+
 def test_another_python_than_the_locked_one(place: Path, tmp_path: Path):
     repo, lock = f"{place / 'repo'}:v1", tmp_path / "isohub.lock"
     with isohub.Session(tmp_path / "store", lockfile=lock) as session:
