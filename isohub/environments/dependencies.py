@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Dependency",
+    "canonical_name",
     "holds",
     "installed_version",
     "is_excessive",
@@ -74,12 +75,12 @@ _DISTRIBUTION_OF = {
 }
 
 
-def _canonical(name: str) -> str:
+def canonical_name(name: str) -> str:
     """A distribution's name as an index compares it. Source: PEP 503."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-_IMPORT_OF: dict[str, str] = {_canonical(distribution): name for name, distribution in _DISTRIBUTION_OF.items()}
+_IMPORT_OF: dict[str, str] = {canonical_name(distribution): name for name, distribution in _DISTRIBUTION_OF.items()}
 # Other builds of the same module.
 _IMPORT_OF.update({"opencv-python-headless": "cv2", "opencv-contrib-python": "cv2", "faiss-gpu": "faiss"})
 
@@ -138,7 +139,7 @@ def _parse(text: str, markers: Mapping[str, str]) -> Dependency | None:
         return Dependency(text, import_name=None, requirement=None)
     if requirement.marker is not None and not holds(requirement.marker, markers):
         return None
-    import_name = _IMPORT_OF.get(_canonical(requirement.name)) or requirement.name.replace("-", "_")
+    import_name = _IMPORT_OF.get(canonical_name(requirement.name)) or requirement.name.replace("-", "_")
     top = import_name.split(".")[0]
     if requirement.url is not None or not top.isidentifier():
         return Dependency(text, top if top.isidentifier() else None, requirement=None)
@@ -196,8 +197,8 @@ def _from_import_name(text: str, name: str) -> Dependency:
         return Dependency(text, top, known)
     if top in sys.stdlib_module_names:
         return Dependency(text, top, requirement=None)
-    if len(parts) == 1 and _canonical(top) in _IMPORT_OF:  # "Pillow", "PyYAML": pip's name
-        return Dependency(text, _IMPORT_OF[_canonical(top)].split(".")[0], top)
+    if len(parts) == 1 and canonical_name(top) in _IMPORT_OF:  # "Pillow", "PyYAML": pip's name
+        return Dependency(text, _IMPORT_OF[canonical_name(top)].split(".")[0], top)
     return Dependency(text, top, top if is_package_name(top) else None)
 
 

@@ -161,6 +161,26 @@ def test_a_file_that_the_caller_s_includes_has_changed(place: Path, tmp_path: Pa
                     session.prepare(repo, own)
 
 
+def test_what_locked_packages_need_is_there_too(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    repo, lock = f"{place / 'repo'}:v1", tmp_path / "isohub.lock"
+    wanted = isohub.Environment("auto", requirements=["alpha"])
+    with PackageIndex() as index:
+        monkeypatch.setenv("UV_DEFAULT_INDEX", index.url)
+        index.wheel("alpha", "1.0", requires=["beta>=1", "gamma; extra == 'more'", "old; python_version < '3'"])
+        index.wheel("beta", "1.0")
+        for name in ("one", "two"):
+            with isohub.Session(tmp_path / name, lockfile=lock) as session:
+                assert session.prepare(repo, wanted).version("beta") == "1.0"
+        # As where the other host had it, which this one has not.
+        text = lock.read_text()
+        lock.write_text(re.sub(r'\[\[repo\.environment\.package\]\]\nname = "beta"[^]]+\]\n', "", text))
+        assert "beta" in text
+        assert "beta" not in lock.read_text()
+        with isohub.Session(tmp_path / "one", lockfile=lock) as session:
+            with pytest.raises(errors.LockMismatchError, match="what its packages need: beta>=1"):
+                session.prepare(repo, wanted)
+
+
 def test_another_python_than_the_locked_one(place: Path, tmp_path: Path):
     repo, lock = f"{place / 'repo'}:v1", tmp_path / "isohub.lock"
     with isohub.Session(tmp_path / "store", lockfile=lock) as session:
