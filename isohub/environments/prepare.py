@@ -142,8 +142,7 @@ def _as_locked(
     """The packages that a lockfile names, if they can be what they were.
 
     Raises:
-        LockMismatchError: Another Python or platform, a host that lacks what the repo asks for beside them, or
-            requirements that they do not meet.
+        LockMismatchError: Another Python or platform, or they and the host do not meet what is asked for.
     """
     here, there = (work.python, work.target.platform), (locked.python, locked.platform)
     if here != there:
