@@ -192,7 +192,8 @@ def _run_build(sdist: Sdist, system: BuildSystem, packages: Path, python: str, w
         "limits": _LIMITS,
         "variables": variables,
     }
-    directory = tempfile.mkdtemp(prefix="isohub-build-")
+    # In the staging directory: what a caller that is killed leaves there, the next one removes.
+    directory = tempfile.mkdtemp(prefix="work-", dir=packages.parent)
     read, write = os.pipe()
     try:
         process = subprocess.Popen(

@@ -17,10 +17,11 @@ from isohub.repos.naming import has_hidden
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-__all__ = ["LIMIT_BYTES", "Asked", "Declared", "Indexes", "Unusable", "read_text"]
+__all__ = ["LIMIT_BYTES", "MOST_ENTRIES", "Asked", "Declared", "Indexes", "Unusable", "read_text"]
 
 #: A list of requirements is a page or two of text.
 LIMIT_BYTES = 256 << 10
+MOST_ENTRIES = 2_000
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,8 @@ def read_text(path: Path, root: Path | None) -> str | None:
         EnvironmentBuildError: It leads out of the checkout, is no regular file, is too large, or is no UTF-8.
     """
     shown = printable(str(path), limit_chars=300, newlines=False)
+    if "\0" in str(path):
+        raise EnvironmentBuildError(f"{shown} cannot be read: no file has such a name")
     real = Path(os.path.realpath(path))
     if root is not None and not real.is_relative_to(os.path.realpath(root)):
         raise EnvironmentBuildError(f"{shown} leads out of the checkout {root}; it is not read")
@@ -137,11 +140,12 @@ def read_text(path: Path, root: Path | None) -> str | None:
         descriptor = os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in its name
+    except OSError as error:
         raise EnvironmentBuildError(f"{shown} cannot be read: {error}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise EnvironmentBuildError(f"{shown} is no regular file; it is not read")
     with os.fdopen(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise EnvironmentBuildError(f"{shown} is no regular file; it is not read")
         content = stream.read(LIMIT_BYTES + 1)
     if len(content) > LIMIT_BYTES:
         raise EnvironmentBuildError(

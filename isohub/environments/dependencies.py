@@ -23,7 +23,22 @@ if TYPE_CHECKING:
     from packaging.markers import Marker
     from packaging.requirements import Requirement
 
-__all__ = ["Dependency", "holds", "installed_version", "missing_error", "parse_dependencies", "unmet"]
+__all__ = [
+    "Dependency",
+    "canonical_name",
+    "holds",
+    "installed_version",
+    "is_excessive",
+    "is_package_name",
+    "missing_error",
+    "parse_dependencies",
+    "parsed_requirement",
+    "unmet",
+]
+
+_REQUIREMENT_CHARS = 8_000
+_MOST_BRACKETS = 50
+_LONG_NUMBER = re.compile(r"\d{100}")
 
 # Import names whose distribution is called otherwise. Where pip's name differs only in `-` and `_`
 # or in case, pip finds it by itself.
@@ -60,12 +75,12 @@ _DISTRIBUTION_OF = {
 }
 
 
-def _canonical(name: str) -> str:
+def canonical_name(name: str) -> str:
     """A distribution's name as an index compares it. Source: PEP 503."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-_IMPORT_OF: dict[str, str] = {_canonical(distribution): name for name, distribution in _DISTRIBUTION_OF.items()}
+_IMPORT_OF: dict[str, str] = {canonical_name(distribution): name for name, distribution in _DISTRIBUTION_OF.items()}
 # Other builds of the same module.
 _IMPORT_OF.update({"opencv-python-headless": "cv2", "opencv-contrib-python": "cv2", "faiss-gpu": "faiss"})
 
@@ -119,12 +134,12 @@ def _parse(text: str, markers: Mapping[str, str]) -> Dependency | None:
     stripped = text.strip()
     if all(part.isidentifier() for part in stripped.split(".")):
         return _from_import_name(text, stripped)
-    requirement = _requirement(stripped)
+    requirement = parsed_requirement(stripped)
     if requirement is None:
         return Dependency(text, import_name=None, requirement=None)
     if requirement.marker is not None and not holds(requirement.marker, markers):
         return None
-    import_name = _IMPORT_OF.get(_canonical(requirement.name)) or requirement.name.replace("-", "_")
+    import_name = _IMPORT_OF.get(canonical_name(requirement.name)) or requirement.name.replace("-", "_")
     top = import_name.split(".")[0]
     if requirement.url is not None or not top.isidentifier():
         return Dependency(text, top if top.isidentifier() else None, requirement=None)
@@ -134,10 +149,24 @@ def _parse(text: str, markers: Mapping[str, str]) -> Dependency | None:
     return Dependency(text, top, f"{name}{extras}{requirement.specifier}")
 
 
-def _requirement(text: str) -> Requirement | None:
-    """A PEP 508 requirement, or None. Most entries are plain names, which need no parser of that size."""
+def is_excessive(text: str) -> bool:
+    """Whether a requirement or version is longer, deeper or of larger numbers than any that somebody means.
+
+    Parsers recurse into brackets, and Python refuses to convert a number of thousands of digits.
+    """
+    return len(text) > _REQUIREMENT_CHARS or text.count("(") > _MOST_BRACKETS or _LONG_NUMBER.search(text) is not None
+
+
+def parsed_requirement(text: str) -> Requirement | None:
+    """A PEP 508 requirement; None if it is none, or one that nobody means.
+
+    Args:
+        text: Trust: repo.
+    """
     from packaging.requirements import InvalidRequirement, Requirement
 
+    if is_excessive(text):
+        return None
     try:
         return Requirement(text)
     except InvalidRequirement:
@@ -168,12 +197,12 @@ def _from_import_name(text: str, name: str) -> Dependency:
         return Dependency(text, top, known)
     if top in sys.stdlib_module_names:
         return Dependency(text, top, requirement=None)
-    if len(parts) == 1 and _canonical(top) in _IMPORT_OF:  # "Pillow", "PyYAML": pip's name
-        return Dependency(text, _IMPORT_OF[_canonical(top)].split(".")[0], top)
-    return Dependency(text, top, top if _is_requirement(top) else None)
+    if len(parts) == 1 and canonical_name(top) in _IMPORT_OF:  # "Pillow", "PyYAML": pip's name
+        return Dependency(text, _IMPORT_OF[canonical_name(top)].split(".")[0], top)
+    return Dependency(text, top, top if is_package_name(top) else None)
 
 
-def _is_requirement(name: str) -> bool:
+def is_package_name(name: str) -> bool:
     """Whether an index could have it: Python takes other scripts and a leading underscore, an index does not."""
     # PEP 508's names, and no more: of what begins like an option nothing may reach a command line.
     return re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", name) is not None
@@ -199,9 +228,9 @@ def _is_met(dependency: Dependency, not_found: Collection[str], installed: Calla
         return False
     if dependency.requirement is None:
         return True
-    if _is_requirement(dependency.requirement):
+    if is_package_name(dependency.requirement):
         return True  # a name, and any version
-    requirement = _requirement(dependency.requirement)
+    requirement = parsed_requirement(dependency.requirement)
     version = None if requirement is None else installed(requirement.name)
     # Importable, and under another distribution's name: its version is not known.
     return requirement is None or version is None or requirement.specifier.contains(version, prereleases=True)
@@ -250,7 +279,7 @@ def _described(dependency: Dependency, installed: Callable[[str], str | None]) -
     text = str(dependency)
     if dependency.requirement is None:
         return f"{text} (not from a package index)"
-    requirement = _requirement(dependency.requirement)
+    requirement = parsed_requirement(dependency.requirement)
     version = None if requirement is None else installed(requirement.name)
     if requirement is None or version is None:
         return text

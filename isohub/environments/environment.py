@@ -24,6 +24,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from isohub.environments.dependencies import parsed_requirement
 from isohub.errors import EnvironmentBuildError, printable
 from isohub.repos.naming import has_hidden
 
@@ -139,15 +140,12 @@ def check_requirement(text: Any, what: str) -> str:
     Raises:
         ValueError: It is an option, an address or a path, or is none.
     """
-    from packaging.requirements import InvalidRequirement, Requirement
-
     shown = printable(repr(text), limit_chars=200, newlines=False)
     if not isinstance(text, str):
         raise TypeError(f"{what}: got {shown}; expected a requirement such as 'timm==0.6.13'")
-    try:
-        requirement = Requirement(text)
-    except InvalidRequirement:
-        raise ValueError(f"{what}: {shown} is no requirement; expected one such as 'timm==0.6.13'") from None
+    requirement = parsed_requirement(text)
+    if requirement is None:
+        raise ValueError(f"{what}: {shown} is no requirement; expected one such as 'timm==0.6.13'")
     if requirement.url is not None:
         raise ValueError(
             f"{what}: {shown} names an address; expected a package of an index\n"

@@ -17,13 +17,14 @@ import os
 import re
 import site
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 
 from isohub.environments.declared import Asked
-from isohub.environments.dependencies import holds
+from isohub.environments.dependencies import canonical_name, holds, parsed_requirement
+from isohub.repos.lock_format import LockedPackage
 
 __all__ = ["HostPackages", "host_packages", "is_importable"]
 
@@ -86,6 +87,29 @@ class HostPackages:
             if "extra" in need
         )
 
+    def with_locked(self, packages: Sequence[LockedPackage]) -> HostPackages:
+        """These, and others in front of them. Extras of what is locked are locked too, so it has none to look up."""
+        versions = {each.name: each.version for each in packages}
+        metadata = {**self.metadata, **dict.fromkeys(versions, "")}
+        return HostPackages({**self.versions, **versions}, metadata, self.digest)
+
+    def lacking(self, places: Sequence[str], markers: Mapping[str, str], but: Collection[str]) -> list[str]:
+        """What the packages in directories need and these do not have.
+
+        Args:
+            places: The directories, which do not change. Trust: names and versions in them are an index's.
+            markers: Of this interpreter.
+            but: Names that anything stands for.
+        """
+        parsed = {need: parsed_requirement(need) for place in places for need in _needs_in(place)}
+        return [
+            str(requirement)
+            for need, requirement in parsed.items()
+            if requirement is not None
+            and canonical_name(requirement.name) not in but
+            and not self._meets(need, {**markers, "extra": ""}, _DEEPEST)
+        ]
+
     def write_stubs(self, directory: Path) -> None:
         """Write a wheel of metadata for each, for `resolver` to be offered."""
         for name, version in self.versions.items():
@@ -146,6 +170,11 @@ def _read(seen: tuple[tuple[str, int, int], ...]) -> HostPackages:
         metadata.setdefault(canonicalize_name(name), text)
     digest = hashlib.sha256(json.dumps(sorted(versions.items())).encode()).hexdigest()
     return HostPackages(versions, metadata, digest)
+
+
+@functools.lru_cache(maxsize=32)
+def _needs_in(place: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(need for found in distributions(path=[place]) for need in found.requires or ()))
 
 
 def _required_by(metadata: str) -> list[str]:

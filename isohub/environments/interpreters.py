@@ -143,7 +143,11 @@ def _probed(path: str, _: tuple[int, ...]) -> Interpreter:
             timeout=_TIMEOUT_S,
             check=False,
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired as error:
+        raise EnvironmentBuildError(
+            f"the interpreter {_shown(path)} did not say in {_TIMEOUT_S:g} s what it is", hint="is it a Python at all?"
+        ) from error
+    except OSError as error:
         raise EnvironmentBuildError(f"the interpreter {_shown(path)} cannot be run: {error}") from error
     try:
         said: dict[str, Any] = json.loads(done.stdout)
@@ -155,7 +159,7 @@ def _probed(path: str, _: tuple[int, ...]) -> Interpreter:
             prefix=str(said["prefix"]),
             markers={str(key): str(value) for key, value in said["markers"].items()},
         )
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         words = printable(done.stderr.decode("utf-8", "replace").strip(), limit_chars=500) or f"exit {done.returncode}"
         raise EnvironmentBuildError(f"{_shown(path)} is no Python that can be asked what it is: {words}") from error
     return interpreter

@@ -15,7 +15,7 @@ import logging
 import os
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,6 +123,8 @@ def prepare(
             raise
         expected = f"{len(packages)} packages by their hashes"
         raise lockfile.differs(checkout.reference, checkout.pin.extras, expected, error.stderr_tail) from error
+    if locked is not None and lockfile is not None and checkout is not None:
+        _check_needs(prepared, work, lockfile, checkout)
     if lockfile is not None and checkout is not None and locked is None:
         try:
             fresh = LockedEnvironment(environment.name, work.python, work.target.platform, packages)
@@ -140,25 +142,33 @@ def _as_locked(
     """The packages that a lockfile names, if they can be what they were.
 
     Raises:
-        LockMismatchError: Another Python or platform, or a host that lacks what the repo asks for beside them.
+        LockMismatchError: Another Python or platform, or they and the host do not meet what is asked for.
     """
     here, there = (work.python, work.target.platform), (locked.python, locked.platform)
     if here != there:
         expected, got = (f"Python {python} on {platform}" for python, platform in (there, here))
         raise lockfile.differs(checkout.reference, checkout.pin.extras, expected, got)
-    if work.host is not None:
-        versions = {**work.host.versions, **{each.name: each.version for each in locked.package}}
-        # Extras of what is locked are locked too: names and versions are what can differ.
-        whole = replace(work.host, versions=versions, metadata={**dict.fromkeys(versions, ""), **work.host.metadata})
-        lacking = [each.text for each in work.asked if not whole.meets(each, work.target.markers)]
-        if lacking:
-            raise lockfile.differs(
-                checkout.reference,
-                checkout.pin.extras,
-                f"a host that has {', '.join(lacking[:5])}",
-                "this one",
-            )
+    whole = (work.host or HostPackages({}, {}, "")).with_locked(locked.package)
+    lacking = ", ".join([each.text for each in work.asked if not whole.meets(each, work.target.markers)][:5])
+    if lacking:
+        # Without a host: a file that the caller's includes has changed; the environment's name knows the first one.
+        expected, got = f"{len(locked.package)} packages", f"what they do not meet: {lacking}"
+        if work.host is not None:
+            expected, got = f"a host that has {lacking}", "this one"
+        raise lockfile.differs(checkout.reference, checkout.pin.extras, expected, got)
     return locked.package
+
+
+def _check_needs(prepared: Prepared, work: _Work, lockfile: Lockfile, checkout: Checkout) -> None:
+    """Stop where packages need others that another host had, or that were taken out of a lockfile."""
+    overridden = {required_name(text) for text in work.environment.overrides}
+    there = (work.host or HostPackages({}, {}, "")).with_locked(prepared.packages)
+    lacking = there.lacking(prepared.runtime.packages, work.target.markers, overridden)
+    if lacking:
+        if prepared.held is not None:
+            os.close(prepared.held)
+        expected, got = f"what its packages need: {', '.join(lacking[:5])}", "an environment without"
+        raise lockfile.differs(checkout.reference, checkout.pin.extras, expected, got)
 
 
 class _Work:

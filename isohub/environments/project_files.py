@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from isohub.environments.declared import Declared, Unusable, read_text
+from isohub.environments.dependencies import is_excessive, is_package_name, parsed_requirement
 from isohub.environments.requirements_file import read_lines, read_requirements_file
 from isohub.errors import EnvironmentBuildError, printable
 
@@ -146,6 +147,8 @@ def _requires_python(value: Any, declared: Declared) -> None:
 
     if isinstance(value, str):
         try:
+            if is_excessive(value):
+                raise InvalidSpecifier
             declared.requires_python = str(SpecifierSet(value))
         except InvalidSpecifier:
             declared.remarks.append(
@@ -154,13 +157,10 @@ def _requires_python(value: Any, declared: Declared) -> None:
 
 
 def _add(items: Sequence[str], where: str, declared: Declared) -> None:
-    from packaging.requirements import InvalidRequirement, Requirement
-
     for item in items:
         shown = printable(item, limit_chars=200, newlines=False)
-        try:
-            requirement = Requirement(item)
-        except InvalidRequirement:
+        requirement = parsed_requirement(item)
+        if requirement is None:
             declared.unusable.append(Unusable(shown, where, "no requirement"))
             continue
         declared.ask(requirement, where)
@@ -207,15 +207,16 @@ def _poetry(poetry: Mapping[str, Any], extras: Sequence[str], declared: Declared
         if options.get("optional") is True and name not in chosen:
             continue
         where = "pyproject.toml (poetry)"
+        known = name if is_package_name(name) else None
         shown = printable(name, limit_chars=100, newlines=False)
         if any(key in options for key in ("git", "url", "path", "file")):
-            declared.unusable.append(Unusable(shown, where, "an address", name))
+            declared.unusable.append(Unusable(shown, where, "an address", known))
             continue
         version = options.get("version", "*")
         specifier = _poetry_specifier(version) if isinstance(version, str) else None
         if specifier is None:
             text = printable(str(version), limit_chars=80, newlines=False)
-            declared.unusable.append(Unusable(f"{shown} {text}", where, "no version that is understood", name))
+            declared.unusable.append(Unusable(f"{shown} {text}", where, "no version that is understood", known))
             continue
         marker = options.get("markers")
         wanted = f"[{','.join(_list(options, 'extras'))}]" if _list(options, "extras") else ""
@@ -230,6 +231,8 @@ def _poetry_python(version: Any, declared: Declared) -> None:
 
 def _poetry_specifier(text: str) -> str | None:
     """PEP 440's words for Poetry's; None if they are not understood."""
+    if is_excessive(text):
+        return None
     parts = [part.strip() for part in text.split(",")]
     found = [_poetry_part(part) for part in parts]
     return None if None in found else ",".join(part for part in found if part)

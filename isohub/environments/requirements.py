@@ -19,11 +19,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from isohub.environments.declared import Asked, Declared
+from isohub.environments.declared import MOST_ENTRIES, Asked, Declared
 from isohub.environments.dependencies import parse_dependencies
 from isohub.environments.environment import Environment
 from isohub.environments.project_files import read_environment_yml, read_pyproject, read_setup_cfg
 from isohub.environments.requirements_file import read_requirements_file
+from isohub.errors import EnvironmentBuildError
 from isohub.repos.naming import has_hidden
 from isohub.repos.outline import Outline
 
@@ -61,7 +62,10 @@ def declared_by(
     assert root is not None, "what a repo asks for is asked of a repo"
     declared = _of_files(root, environment.extras)
     if outline is not None:
-        _add_hubconf(outline, declared, markers)
+        _add_hubconf(outline, declared, markers, root)
+    count = len(declared.asked) + len(declared.constraints) + len(declared.unusable)
+    if count > MOST_ENTRIES:
+        raise EnvironmentBuildError(f"the repo asks for {count} packages; expected {MOST_ENTRIES} at most")
     return declared
 
 
@@ -88,7 +92,15 @@ def _of_project(root: Path, extras: tuple[str, ...]) -> Declared | None:
     return read_pyproject(root, extras) or read_setup_cfg(root, extras)
 
 
-def _add_hubconf(outline: Outline, declared: Declared, markers: Mapping[str, str]) -> None:
+def _is_own(root: Path, name: str) -> bool:
+    """Whether a repo itself has a module of that name, which hubconf finds before any package."""
+    try:
+        return (root / f"{name}.py").is_file() or (root / name / "__init__.py").is_file()
+    except OSError:  # a name that no file can have
+        return False
+
+
+def _add_hubconf(outline: Outline, declared: Declared, markers: Mapping[str, str], root: Path) -> None:
     """The ``dependencies`` that no other entry brings, under the names that an index has for them."""
     named = {required_name(each.text) for each in declared.asked}
     brought = {each.import_name for each in parse_dependencies([each.text for each in declared.asked], markers)}
@@ -96,6 +108,8 @@ def _add_hubconf(outline: Outline, declared: Declared, markers: Mapping[str, str
         if dependency.requirement is None or dependency.import_name is None or has_hidden(dependency.requirement):
             continue  # of the standard library, or no name: `unmet` says that
         plain = dependency.text.strip().replace(".", "").isidentifier()
+        if plain and _is_own(root, dependency.import_name):
+            continue  # what an index has under that name is another package
         if plain and (dependency.import_name in brought or required_name(dependency.requirement) in named):
             continue
         import_name = dependency.import_name if plain else None

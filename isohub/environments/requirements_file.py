@@ -18,7 +18,8 @@ import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from isohub.environments.declared import Declared, Unusable, read_text
+from isohub.environments.declared import MOST_ENTRIES, Declared, Unusable, read_text
+from isohub.environments.dependencies import is_package_name, parsed_requirement
 from isohub.errors import EnvironmentBuildError, printable
 from isohub.repos.naming import has_hidden, without_credentials
 
@@ -26,7 +27,6 @@ __all__ = ["read_lines", "read_requirements_file"]
 
 _MOST_FILES = 20
 _DEEPEST = 5
-_MOST_LINES = 2_000
 _LINE_CHARS = 8_000
 _COMMENT = re.compile(r"(?:^|\s)#.*$")
 _VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")  # pip's own pattern
@@ -81,11 +81,13 @@ def read_lines(text: str, name: str, directory: Path, root: Path | None) -> tupl
 
 
 def _read_file(path: Path, reading: _Reading, declared: Declared, *, depth: int, constraint: bool) -> None:
+    shown = _shown_path(path, reading.root)
+    if "\0" in str(path):
+        raise EnvironmentBuildError(f"the requirements file {shown} is not there")
     real = Path(os.path.realpath(path))
     if real in reading.seen:
         return
     reading.seen.add(real)
-    shown = _shown_path(path, reading.root)
     if depth > _DEEPEST or len(reading.seen) > _MOST_FILES:
         raise EnvironmentBuildError(f"{shown}: requirements files include more than {_MOST_FILES}, or {_DEEPEST} deep")
     text = read_text(path, reading.root)
@@ -100,9 +102,9 @@ def _read_text(
     for number, line in _logical_lines(text):
         where = f"{name}:{number}"
         reading.lines += 1
-        if reading.lines > _MOST_LINES or len(line) > _LINE_CHARS:
+        if reading.lines > MOST_ENTRIES or len(line) > _LINE_CHARS:
             raise EnvironmentBuildError(
-                f"{where}: more than {_MOST_LINES} requirements, or {_LINE_CHARS} characters in one"
+                f"{where}: more than {MOST_ENTRIES} requirements, or {_LINE_CHARS} characters in one"
             )
         if reading.root is None:
             line = _VARIABLE.sub(lambda match: os.environ.get(match[1], match[0]), line)  # noqa: PLW2901
@@ -179,16 +181,13 @@ def _take_index(option: str, value: str, directory: Path, declared: Declared) ->
 
 
 def _read_requirement(line: str, where: str, reading: _Reading, declared: Declared, *, constraint: bool) -> None:
-    from packaging.requirements import InvalidRequirement, Requirement
-
     hashes = tuple(found.lower() for found in _HASH.findall(line))
     plain = _OTHER_HASH.sub("", line).strip()
     if plain.endswith(_ARCHIVES) and " " not in plain:  # also a name, as PEP 508 has it; pip takes it for a file
         _read_place(plain, line, where, reading, declared)
         return
-    try:
-        requirement = Requirement(plain)
-    except InvalidRequirement:
+    requirement = parsed_requirement(plain)
+    if requirement is None:
         _read_place(plain, line, where, reading, declared)
         return
     if _OTHER_HASH.search(line) and not hashes:
@@ -204,7 +203,7 @@ def _read_place(value: str, line: str, where: str, reading: _Reading, declared: 
         reading.own_extras = [*(reading.own_extras or []), *named]
         return
     egg = _EGG.search(value)
-    name = egg[1] if egg else None
+    name = egg[1] if egg and is_package_name(egg[1]) else None
     if "://" in value:
         declared.unusable.append(Unusable(_shown(line), where, "an address", name))
     elif "/" in value or value.startswith(".") or value.endswith(_ARCHIVES):

@@ -72,7 +72,7 @@ class Question:
         """All that the answer depends on, but what the indexes hold."""
         return [
             [(each.text, *each.hashes) for each in self.declared.asked],
-            [each.text for each in self.declared.constraints],
+            [(each.text, *each.hashes) for each in self.declared.constraints],
             self.environment.overrides,
             self.environment.allow_build,
             self.interpreter.identity,
@@ -118,7 +118,7 @@ def resolve(
             f"{what}: torch {packages['torch'].version} comes out; workers run on torch {_OLDEST_TORCH} and newer",
             hint=f"overrides=['torch>={_OLDEST_TORCH}'] lets the repo have another one than it asks for",
         )
-    _check_hashes(question.declared.asked, packages)
+    _check_hashes((*question.declared.asked, *question.declared.constraints), packages)
     ours = question.host.versions if question.host is not None else {}
     found = tuple(each for name, each in sorted(packages.items()) if not _is_same(ours.get(name), each.version))
     bare = [each.name for each in found if not each.sha256]

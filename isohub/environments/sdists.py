@@ -10,12 +10,14 @@ Side: caller. Trust: pages and archives are the network's. Source: PEP 503, PEP 
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import html.parser
 import io
 import re
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,7 @@ __all__ = ["BuildSystem", "Sdist", "find_sdist", "read_build_system"]
 _PAGE_BYTES = 32 << 20
 _ARCHIVE_BYTES = 256 << 20
 _TOML_BYTES = 256 << 10
+_UNPACKED_BYTES = 1 << 30
 _ENDINGS = (".tar.gz", ".zip")
 
 
@@ -122,9 +125,13 @@ def find_sdist(
         EnvironmentBuildError: What came is not what its index says.
     """
     for directory in directories:
-        local = [found for path in Path(directory).iterdir() if (found := _of_file(path, name, wanted)) is not None]
+        local = [
+            (version, path)
+            for path in (Path(directory).iterdir() if Path(directory).is_dir() else ())
+            if (version := _version_of(path.name, name)) is not None and wanted.contains(version) and path.is_file()
+        ]
         if local:
-            return max(local, key=lambda each: each[0])[1]
+            return _copied(*max(local), name, place)
     with HttpClient(Credentials(), certificates=certificates) as client:
         for index in indexes:
             if urlsplit(index).scheme not in ("http", "https"):
@@ -135,14 +142,12 @@ def find_sdist(
     return None
 
 
-def _of_file(path: Path, name: str, wanted: SpecifierSet) -> tuple[Version, Sdist] | None:
-    version = _version_of(path.name, name)
-    if version is None or not wanted.contains(version) or not path.is_file():
-        return None
-    with path.open("rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else ""
-        sha256 = sha256 or hashlib.sha256(path.read_bytes()).hexdigest()
-    return version, Sdist(name, str(version), path, sha256)
+def _copied(version: Version, path: Path, name: str, place: Path) -> Sdist:
+    """A copy with nothing beside it: what builds it reads the directory that it is in."""
+    content = path.read_bytes()
+    copy = place / path.name
+    copy.write_bytes(content)
+    return Sdist(name, str(version), copy, hashlib.sha256(content).hexdigest())
 
 
 def _version_of(file: str, name: str) -> Version | None:
@@ -250,15 +255,31 @@ def _pyproject(path: Path) -> bytes | None:
                     if re.fullmatch(r"[^/]+/pyproject\.toml", info.filename):
                         return _limited(archive.open(info).read(_TOML_BYTES + 1))
             return None
-        with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r|gz") as tar:
+        with gzip.open(path) as stream, tarfile.open(fileobj=_Bounded(stream), mode="r|") as tar:
             for member in tar:
                 if re.fullmatch(r"(?:\./)?[^/]+/pyproject\.toml", member.name) and member.isreg():
                     file = tar.extractfile(member) or io.BytesIO()
                     return _limited(file.read(_TOML_BYTES + 1))
-    except (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError) as error:
+    except (OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
         shown = printable(str(error), limit_chars=200, newlines=False)
         raise EnvironmentBuildError(f"the source {path.name} cannot be read: {shown}") from error
     return None
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that ends in an error where an archive is one that only exhausts who reads it."""
+
+    def __init__(self, stream: gzip.GzipFile) -> None:
+        super().__init__()
+        self._stream = stream
+        self._left = _UNPACKED_BYTES
+
+    def read(self, size: int = -1) -> bytes:
+        """Read on."""
+        self._left -= size
+        if self._left < 0:
+            raise ValueError(f"it unpacks to more than {_UNPACKED_BYTES} bytes")
+        return self._stream.read(size)
 
 
 def _limited(content: bytes) -> bytes:

@@ -31,19 +31,21 @@ from isohub.errors import EnvironmentBuildError, printable
 
 __all__ = ["PackageSettings", "package_settings"]
 
-_USERINFO = re.compile(r"(?<=://)[^/\s'\"]*@")
+_USERINFO = re.compile(r"(?<=://)[^/\s\"]*@")
 #: What would lead uv to another interpreter, project or place, or is said for each call.
 _DROPPED = frozenset(
     {
         "CONDA_DEFAULT_ENV", "CONDA_PREFIX", "UV_BREAK_SYSTEM_PACKAGES", "UV_BUILD_CONSTRAINT", "UV_COMPILE_BYTECODE",
-        "UV_EXCLUDE", "UV_FIND_LINKS", "UV_FORK_STRATEGY", "UV_LINK_MODE", "UV_MANAGED_PYTHON", "UV_NO_BINARY",
-        "UV_NO_BINARY_PACKAGE", "UV_NO_BUILD", "UV_NO_BUILD_ISOLATION", "UV_NO_BUILD_PACKAGE", "UV_NO_MANAGED_PYTHON",
-        "UV_NO_VERIFY_HASHES", "UV_OVERRIDE", "UV_PROJECT", "UV_PROJECT_ENVIRONMENT", "UV_PYTHON", "UV_REQUIRE_HASHES",
-        "UV_SYSTEM_PYTHON", "UV_WORKING_DIR", "VIRTUAL_ENV",
+        "UV_CONSTRAINT", "UV_EXCLUDE", "UV_FIND_LINKS", "UV_FORK_STRATEGY", "UV_LINK_MODE", "UV_MANAGED_PYTHON",
+        "UV_NO_BINARY", "UV_NO_BINARY_PACKAGE", "UV_NO_BUILD", "UV_NO_BUILD_ISOLATION", "UV_NO_BUILD_PACKAGE",
+        "UV_NO_MANAGED_PYTHON", "UV_NO_VERIFY_HASHES", "UV_OVERRIDE", "UV_PROJECT", "UV_PROJECT_ENVIRONMENT",
+        "UV_PYTHON", "UV_REQUIRE_HASHES", "UV_SYSTEM_PYTHON", "UV_WORKING_DIR", "VIRTUAL_ENV",
     }
 )  # fmt: skip
 #: Of uv's variables, those that say where and how, and not what.
 _NO_IDENTITY = re.compile(r"UV_(?:CACHE_DIR|CONCURRENT_\w+|HTTP_\w+|INDEX_\w+_(?:USERNAME|PASSWORD)|NO_CACHE|LOG\w*)")
+#: uv's variables that hold a path.
+_PATHS = ("SSL_CERT_DIR", "SSL_CERT_FILE", "SSL_CLIENT_CERT", "UV_CACHE_DIR", "UV_CONFIG_FILE", "UV_PYTHON_INSTALL_DIR")
 _INDEX_VARIABLES = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL")
 _INDEX_KEYS = ("index", "index-url", "extra-index-url", "no-index")
 
@@ -101,19 +103,20 @@ def package_settings(indexes: Indexes | None = None) -> PackageSettings:
     }
     arguments: list[str] = []
     _set_indexes(variables, arguments, toml, pip, indexes)
+    _anchor(variables)
     links = os.environ.get("UV_FIND_LINKS", "").split(",")
     if not any(links) and not _in_toml(toml, ("find-links",)):
         links = pip.get("find-links", "").split()
-    found = [*indexes.find_links, *(link for link in links if link)]
+    found = [_anchored(link) for link in (*indexes.find_links, *links) if link]
     present = [link for link in found if "://" in link or Path(link).exists()]
     remarks = [f"find-links: {_bare(link)} is not there" for link in found if link not in present]
     _set_transport(variables, toml, pip)
-    constraints = [] if "UV_CONSTRAINT" in variables else pip.get("constraint", "").split()
+    named = os.environ.get("UV_CONSTRAINT", "").split()
+    constraints = [_anchored(path) for path in named or pip.get("constraint", "").split()]
     for path in constraints:
         if "://" in path or not Path(path).is_file():
-            raise EnvironmentBuildError(
-                f"pip's setting constraint names {_bare(path)}, which is no file here", hint="pip config list shows it"
-            )
+            whose, hint = ("UV_CONSTRAINT", None) if named else ("pip's setting constraint", "pip config list shows it")
+            raise EnvironmentBuildError(f"{whose} names {_bare(path)}, which is no file here", hint=hint)
     if indexes.prereleases or pip.get("pre", "").lower() in ("1", "true", "yes", "on"):
         arguments += ["--prerelease", "allow"]
     texts = [*variables.items(), *(("toml", text) for text in toml.texts)]
@@ -132,6 +135,17 @@ def package_settings(indexes: Indexes | None = None) -> PackageSettings:
 class _UvToml:
     documents: tuple[dict[str, Any], ...] = ()
     texts: tuple[str, ...] = ()
+
+
+def _anchored(place: str) -> str:
+    """A path from where the caller stands, since uv stands elsewhere; an address as it is."""
+    return place if "://" in place else str(Path(place).expanduser().absolute())
+
+
+def _anchor(variables: dict[str, str]) -> None:
+    for name in _PATHS:
+        if variables.get(name):
+            variables[name] = _anchored(variables[name])
 
 
 def _set_indexes(
@@ -158,9 +172,9 @@ def _set_indexes(
 def _set_transport(variables: dict[str, str], toml: _UvToml, pip: Mapping[str, str]) -> None:
     """Certificates, hosts without them, proxies and patience, where uv is told nothing of its own."""
     if pip.get("cert") and Path(pip["cert"]).exists():
-        variables.setdefault("SSL_CERT_FILE", pip["cert"])
+        variables.setdefault("SSL_CERT_FILE", _anchored(pip["cert"]))
     if pip.get("client-cert"):
-        variables.setdefault("SSL_CLIENT_CERT", pip["client-cert"])
+        variables.setdefault("SSL_CLIENT_CERT", _anchored(pip["client-cert"]))
     if pip.get("trusted-host") and not _in_toml(toml, ("allow-insecure-host",)):
         variables.setdefault("UV_INSECURE_HOST", " ".join(pip["trusted-host"].split()))
     if pip.get("proxy"):

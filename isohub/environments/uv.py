@@ -1,7 +1,8 @@
 """Running uv: which one, with what environment, and what is made of what it says.
 
 1. uv is the one of the extra ``isohub[env]``, else the one on PATH.
-2. It stands in a directory of the store, reads no project's files, downloads no interpreter and asks no terminal.
+2. It stands in a directory of the store, reads no project's files (what lies in a directory above the store may be
+   another user's, and would choose the index), downloads no interpreter and asks no terminal.
 3. What it says when it fails is shown to people as it is, less secrets and control characters.
 4. It keeps a shared lock on the directory that it works in: whatever ends its caller, nobody takes that directory away
    while it is still at work.
@@ -32,6 +33,8 @@ _log = logging.getLogger("isohub.environments")
 _OLDEST = (0, 8)  # `pip compile --format pylock.toml`, and `pip install` with --target that is left alone elsewhere
 _TAIL_BYTES = 32 << 10
 _TICK_S = 0.5
+#: uv looks for uv.toml and pyproject.toml there and in every directory above.
+_NO_PROJECT = ("--project", "/")
 _NETWORK = re.compile(
     r"error sending request|Failed to fetch|dns error|Connection refused|timed out|network", re.IGNORECASE
 )
@@ -101,7 +104,7 @@ def run_uv(
         EnvironmentBuildError: It failed; its own explanation is in the message.
         SourceUnavailableError: The index did not answer, or the disk is full.
     """
-    words = [find_uv(), *arguments, "--no-python-downloads", "--color", "never", "--no-progress"]
+    words = [find_uv(), *arguments, *_NO_PROJECT, "--no-python-downloads", "--color", "never", "--no-progress"]
     _log.info("%s", what)
     process = subprocess.Popen(
         words,
@@ -138,7 +141,7 @@ def index_urls(settings: PackageSettings, directory: Path) -> list[str]:
     (directory / "nothing.in").write_text("")
     words = [find_uv(), "pip", "compile", "nothing.in", "--emit-index-url", "--no-header", "--offline", "--quiet"]
     done = subprocess.run(
-        [*words, *settings.arguments],
+        [*words, *_NO_PROJECT, *settings.arguments],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

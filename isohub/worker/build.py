@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import sys
 import tarfile
 import traceback
@@ -57,20 +58,27 @@ def build(directory: str, answer: int) -> NoReturn:
         parent = 0
     # After the new user namespace, entering which clears it; the child's own is set by `confine`.
     die_with_parent(request["caller"])
+    # In a pid namespace of its own a child sees no parent, dead or alive: the end of this pipe tells it.
+    alive, held = os.pipe()
     child = os.fork()
     if child == 0:
-        _build(machine, request, own, answer, parent)
+        os.close(held)
+        _build(machine, request, own, answer, parent, alive)
+    os.close(alive)
     os.close(answer)
     _, status = os.waitpid(child, 0)
     os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
 
 
-def _build(machine: Machine, request: Dict[str, Any], own: str, answer: int, parent: int) -> NoReturn:
+def _build(machine: Machine, request: Dict[str, Any], own: str, answer: int, parent: int, alive: int) -> NoReturn:
     code = 1
     try:
         wanted = {**request["limits"], "level": "full", "network": "none", "read": [], "write": [], "gpu": False}
         wanted["checkout"] = os.path.dirname(request["source"])
-        confined = confine(machine, wanted, own, request["variables"], [answer], parent)
+        confined = confine(machine, wanted, own, request["variables"], [answer, alive], parent)
+        if select.select([alive], [], [], 0)[0]:
+            os._exit(1)  # the parent ended before the kernel was told to end this process with it
+        os.close(alive)
         lacking = [name for name in DEFAULT_REQUIRED if name not in confined.active]
         if lacking:
             sys.stderr.write(f"nothing is built without {' and '.join(lacking)}\n")

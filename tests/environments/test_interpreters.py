@@ -54,6 +54,7 @@ def test_versions_of_pyenv_s(tmp_path: Path, monkeypatch):
     [
         ("echo no json", "no Python that can be asked"),
         ("exit 3", "exit 3"),
+        ("yes [ | head -c 100000", "no Python that can be asked"),
         ("printf '\\033[2Jevil' >&2; exit 1", "evil"),
     ],
 )
@@ -89,3 +90,10 @@ def test_it_is_started_with_nothing_of_the_caller_s(tmp_path: Path, monkeypatch)
     link = tmp_path / "python"
     os.symlink(sys.executable, link)
     assert find_interpreter(str(link)).version == sys.version_info[:3]
+
+
+def test_a_program_that_does_not_answer(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("isohub.environments.interpreters._TIMEOUT_S", 0.2)
+    with pytest.raises(EnvironmentBuildError, match=r"python did not say in 0\.2 s what it is") as caught:
+        find_interpreter(str(script(tmp_path / "python", "exec sleep 30")))
+    assert "import json" not in str(caught.value)

@@ -342,6 +342,14 @@ def test_hashes_that_are_asked_for(index: PackageIndex, root: Path, tmp_path: Pa
         prepare(Environment("auto", requirements=file), root, None, None)
 
 
+def test_hashes_in_constraints(index: PackageIndex, root: Path, tmp_path: Path):
+    index.wheel("alpha", "1.0")
+    (tmp_path / "pins.txt").write_text(f"alpha==1.0 --hash=sha256:{'0' * 64}\n")
+    (tmp_path / "mine.txt").write_text("alpha\n-c pins.txt\n")
+    with pytest.raises(errors.EnvironmentBuildError, match=r"pins\.txt:1: no file of alpha 1\.0"):
+        prepare(Environment("auto", requirements=tmp_path / "mine.txt"), root, None, None)
+
+
 def test_no_variable_of_the_caller_s_is_expanded(index: PackageIndex, root: Path):
     with pytest.raises(errors.EnvironmentBuildError, match=r"or a '\$'"):
         prepare(asked("alpha; os_name != '${HOME}'"), root, None, None)
@@ -359,3 +367,30 @@ def test_a_damaged_environment_is_built_again(index: PackageIndex, root: Path):
     assert again.runtime == first.runtime
     assert seen_by(again, "alpha") == ["1.0"]
     assert left(root) == []
+
+
+@pytest.mark.parametrize("file", ["uv.toml", "pyproject.toml"])
+def test_what_lies_above_the_store_chooses_nothing(index: PackageIndex, root: Path, tmp_path: Path, monkeypatch, file):
+    """A store below /tmp has /tmp above it, where anybody may write."""
+    monkeypatch.delenv("UV_NO_CONFIG")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    index.wheel("alpha", "1.0")
+    others = tmp_path / "others"
+    others.mkdir()
+    name, content = make_wheel("alpha", "2.0")
+    (others / name).write_bytes(content)
+    links = f'find-links = ["{others}"]\n'
+    project = '[project]\nname = "x"\nversion = "1"\n[tool.uv]\n'
+    (tmp_path / file).write_text(links if file == "uv.toml" else project + links)
+    prepared = prepare(asked("alpha"), root, None, None)
+    assert [each.version for each in prepared.packages] == ["1.0"]
+
+
+def test_constraints_of_uv_s(index: PackageIndex, root: Path, tmp_path: Path, monkeypatch):
+    index.wheel("alpha", "1.0")
+    index.wheel("alpha", "2.0")
+    pins = tmp_path / "pins.txt"
+    monkeypatch.setenv("UV_CONSTRAINT", str(pins))
+    for text, version in (("alpha<2\n", "1.0"), ("alpha>=2\n", "2.0")):
+        pins.write_text(text)
+        assert [each.version for each in prepare(asked("alpha"), root, None, None).packages] == [version]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from isohub.environments.declared import Declared
+from isohub.environments.dependencies import parse_dependencies
 from isohub.environments.environment import Environment
+from isohub.environments.prepare import prepare
 from isohub.environments.requirements import declared_by
 from isohub.environments.requirements_file import read_requirements_file
 from isohub.errors import EnvironmentBuildError
@@ -263,3 +266,47 @@ def test_setup_py_is_not_run(tmp_path: Path):
     assert texts(declared) == []
     assert "setup.py is not run" in declared.remarks[0]
     assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"requirements.txt": f'a; {"(" * 1500}python_version>"3"{")" * 1500}\n'},
+        {"requirements.txt": f"packaging=={'1' * 5000}\n"},
+        {"requirements.txt": f'a; python_version>"{"1" * 5000}"\n'},
+        {"requirements.txt": "git+https://e.org/x#egg=foo-\n"},
+        {"requirements.txt": "-r foo\0bar\n"},
+        {"requirements.txt": "-r .\n"},
+        {"setup.cfg": "[options]\ninstall_requires = file: a\0b\n"},
+        {"pyproject.toml": "[tool.poetry.dependencies]\n'foo bar' = { git = 'https://e.org/x' }\n"},
+        {"pyproject.toml": f"[tool.poetry.dependencies]\nfoo = '^{'1' * 5000}'\n"},
+        {"pyproject.toml": "[project]\nname = 'x'\ndependencies = [" + "'a',\n" * 2001 + "]\n"},
+        {
+            "hubconf.py": f"dependencies = ['a; {'(' * 190}python_version>\"3\"{')' * 190}', 'packaging=={'1' * 5000}']\n"
+        },
+    ],
+)
+def test_what_exhausts_a_parser_is_an_error_of_ours(tmp_path: Path, files: dict[str, str]):
+    checkout = SimpleNamespace(path=tmp_path, pin=SimpleNamespace(name="o/r@1", extras=()), reference="o/r")
+    repo(tmp_path, **{"hubconf.py": "", **files})
+    outline = read_outline(tmp_path)
+    if "hubconf.py" in files:  # what is no requirement there is named before it runs
+        assert [each.import_name for each in parse_dependencies(outline.dependencies)] == [None, None]
+        return
+    with pytest.raises(EnvironmentBuildError) as caught:
+        prepare(Environment("auto"), tmp_path / "store", checkout, outline, offline=True)
+    assert caught.value.message.isprintable()
+
+
+def test_a_project_s_python_of_thousands_of_digits_is_a_remark(tmp_path: Path):
+    text = f"[project]\nname = 'x'\nrequires-python = '>={'1' * 5000}'\ndependencies = ['a']\n"
+    declared = asked(repo(tmp_path, pyproject__toml=text))
+    assert declared.requires_python is None
+    assert "requires-python is no version" in declared.remarks[0]
+
+
+def test_a_repo_s_own_modules_are_not_asked_of_an_index(tmp_path: Path):
+    repo(tmp_path, **{"utils.py": "", "datasets/readme.txt": "", "models/a.py": ""})
+    (tmp_path / "models" / "__init__.py").touch()
+    declared = asked(tmp_path, hubconf="dependencies = ['models', 'utils', 'datasets']\n")
+    assert texts(declared) == ["datasets"]

@@ -143,6 +143,45 @@ def test_a_lockfile_binds_the_packages(place: Path, tmp_path: Path):
     assert "isohub lock --upgrade" in caught.value.hint
 
 
+def test_a_file_that_the_caller_s_includes_has_changed(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    repo, lock = f"{place / 'repo'}:v1", tmp_path / "isohub.lock"
+    (tmp_path / "mine.txt").write_text("-r base.txt\n")
+    own = isohub.Environment(requirements=tmp_path / "mine.txt")
+    with PackageIndex() as index:
+        monkeypatch.setenv("UV_DEFAULT_INDEX", index.url)
+        index.wheel("torch", "2.6.0")
+        for version in ("1.0", "2.0"):
+            index.wheel("alpha", version)
+        for number, text in enumerate(("alpha==1.0\n", "alpha==2.0\n")):
+            (tmp_path / "base.txt").write_text(text)
+            with isohub.Session(tmp_path / "store", lockfile=lock) as session:
+                if number == 0:
+                    assert session.prepare(repo, own).version("alpha") == "1.0"
+                    continue
+                with pytest.raises(errors.LockMismatchError, match=r"do not meet: alpha==2\.0"):
+                    session.prepare(repo, own)
+
+
+def test_what_locked_packages_need_is_there_too(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    repo, lock = f"{place / 'repo'}:v1", tmp_path / "isohub.lock"
+    wanted = isohub.Environment("auto", requirements=["alpha"])
+    with PackageIndex() as index:
+        monkeypatch.setenv("UV_DEFAULT_INDEX", index.url)
+        index.wheel("alpha", "1.0", requires=["beta>=1", "gamma; extra == 'more'", "old; python_version < '3'"])
+        index.wheel("beta", "1.0")
+        for name in ("one", "two"):
+            with isohub.Session(tmp_path / name, lockfile=lock) as session:
+                assert session.prepare(repo, wanted).version("beta") == "1.0"
+        # As where the other host had it, which this one has not.
+        text = lock.read_text()
+        lock.write_text(re.sub(r'\[\[repo\.environment\.package\]\]\nname = "beta"[^]]+\]\n', "", text))
+        assert "beta" in text
+        assert "beta" not in lock.read_text()
+        with isohub.Session(tmp_path / "one", lockfile=lock) as session:
+            with pytest.raises(errors.LockMismatchError, match="what its packages need: beta>=1"):
+                session.prepare(repo, wanted)
+
+
 def test_another_python_than_the_locked_one(place: Path, tmp_path: Path):
     repo, lock = f"{place / 'repo'}:v1", tmp_path / "isohub.lock"
     with isohub.Session(tmp_path / "store", lockfile=lock) as session:

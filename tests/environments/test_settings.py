@@ -112,3 +112,29 @@ def test_a_file_that_cannot_be_read(home: Path):
     pip_conf(home, "no section\n")
     with pytest.raises(EnvironmentBuildError, match="pip's configuration"):
         package_settings()
+
+
+def test_paths_are_from_where_the_caller_stands(home: Path, monkeypatch):
+    (home / "wheels").mkdir()
+    (home / "pins.txt").write_text("numpy<3\n")
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("PIP_FIND_LINKS", "./wheels")
+    monkeypatch.setenv("UV_CACHE_DIR", "cache")
+    monkeypatch.setenv("UV_CONSTRAINT", "pins.txt")
+    settings = package_settings()
+    assert settings.find_links == (str(home / "wheels"),)
+    assert settings.variables["UV_CACHE_DIR"] == str(home / "cache")
+    # Read here: with it in its environment uv installs nothing by hashes, and the file is part of the question.
+    assert "UV_CONSTRAINT" not in settings.variables
+    assert settings.constraints == (str(home / "pins.txt"),)
+    assert "numpy<3\n" in settings.identity
+
+
+def test_a_quote_in_a_password(home: Path, monkeypatch):
+    monkeypatch.setenv("PIP_FIND_LINKS", "https://user:pa'ss@host.test/files/")
+    settings = package_settings()
+    words, variables = settings.linked()
+    assert words == ()
+    assert "pa'ss" in variables["UV_FIND_LINKS"]
+    assert "pa'ss" not in repr(settings.identity)
+    assert "pa'ss" not in settings.shown("error: https://user:pa'ss@host.test/files/ and pa'ss")

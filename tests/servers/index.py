@@ -11,6 +11,7 @@ import threading
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 __all__ = ["PackageIndex", "make_wheel"]
 
@@ -97,6 +98,11 @@ class PackageIndex:
     def add(self, name: str, file: str, content: bytes) -> str:
         self._files.setdefault(name, {})[file] = content
         return hashlib.sha256(content).hexdigest()
+
+    def move(self, name: str, place: Path) -> None:
+        """Put a package's files into a directory, and have them no more."""
+        for file, content in self._files.pop(name).items():
+            (place / file).write_bytes(content)
 
     @contextmanager
     def closed(self) -> Iterator[None]:
