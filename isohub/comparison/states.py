@@ -324,7 +324,7 @@ def _same_bits(expected: torch.Tensor, got: torch.Tensor) -> bool:
 
 
 def _same_value(expected: Any, got: Any) -> bool:
-    """Whether two entries that are no tensors are equal in every place; what stays in its worker is, if of one class."""
+    """Whether two entries that are no tensors are equal in every place; of what stays in its worker, the class is."""
     pair = OutputPair()
     try:
         pair.add(leaves_by_place(expected), leaves_by_place(got))
