@@ -169,17 +169,17 @@ def _judged(value: Any) -> Answer:
 
 
 def _outputs(handle: Any, remote: Any, seat: Seat, test: OutputTest) -> Answer:
-    from isohub.comparison.leaves import leaves_of
+    from isohub.comparison.leaves import leaves_by_place
 
     if remote is None:
-        leaves = {leaf.path: leaf for leaf in leaves_of(handle, "built")}
+        leaves = leaves_by_place(handle, "built")
         return Answer("outputs", outputs=[(leaves, leaves)])
 
     def ask(call: Call) -> Mapping[str, Leaf]:
         arguments = [*call.args], dict(call.kwargs)
         phase = f"calling {test.method or 'forward'}()"
         value = remote.ask("answer", seat.options.get("seed"), test.method, *arguments, phase=phase)
-        return {leaf.path: leaf for leaf in leaves_of(value)}
+        return leaves_by_place(value)
 
     return Answer("outputs", outputs=[(ask(call), ask(call)) for call in test.calls])
 

@@ -145,7 +145,9 @@ def _add(place: _Place, first: Leaf, second: Leaf) -> None:
     else:
         if first.tensor.dtype != second.tensor.dtype or first.tensor.layout != second.tensor.layout:
             place.note("dtype", *forms)
-        if not (first.tensor.is_meta or second.tensor.is_meta):  # those have no values
+        if first.tensor.is_meta != second.tensor.is_meta:
+            place.note("kind", *forms)
+        elif not first.tensor.is_meta:  # those have no values
             place.compared = True
             place.tally.add(first.tensor, second.tensor)
 

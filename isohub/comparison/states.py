@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from isohub.comparison.leaves import leaves_by_place
+from isohub.comparison.outputs import OutputPair
 from isohub.comparison.tally import Tally
 from isohub.errors import IsohubError, printable
 
@@ -147,7 +149,7 @@ class State:
         for name, memory in self.memories.items():
             if memory >= 0 and name in among:
                 groups.setdefault(memory, []).append(self.entries[name].name)
-        return {" = ".join(names) for names in groups.values() if len(names) > 1}
+        return {" = ".join(sorted(names)) for names in groups.values() if len(names) > 1}
 
 
 def read_state(remote: Remote) -> State:
@@ -322,10 +324,13 @@ def _same_bits(expected: torch.Tensor, got: torch.Tensor) -> bool:
 
 
 def _same_value(expected: Any, got: Any) -> bool:
+    """Whether two entries that are no tensors are equal in every place; of what stays in its worker, the class is."""
+    pair = OutputPair()
     try:
-        return type(expected) is type(got) and bool(expected == got)
-    except Exception:  # noqa: BLE001 - a value whose comparison fails is not shown to be equal
+        pair.add(leaves_by_place(expected), leaves_by_place(got))
+    except IsohubError:  # more places than are compared
         return False
+    return all(each.verdict in ("same", "opaque") for each in pair.result())
 
 
 def _digest(value: Any) -> str:

@@ -15,7 +15,6 @@ Source: proc(5) for ``VmHWM``.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import re
 import time
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isohub.comparison.inputs import Call
-from isohub.comparison.leaves import Leaf, leaves_of
+from isohub.comparison.leaves import Leaf, leaves_by_place
 from isohub.comparison.modules import Structure, read_structure
 from isohub.comparison.outputs import Noise, OutputPair
 from isohub.comparison.result import Failure, Phase, RefResult
@@ -61,8 +60,6 @@ _CALLERS_OWN = (
 _MESSAGE_CHARS = 600
 _TRACEBACK_CHARS = 4000
 _MOST_THREADS = 1 << 16
-# Of one answer. A detector's hundred boxes with their fields are hundreds; each place has figures of its own.
-_MOST_PLACES = 20_000
 # A model that is built again is in memory twice.
 _LARGEST_REBUILT_BYTES = 256 << 20
 _PEAK = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
@@ -224,7 +221,7 @@ class Subject:
         if self.failure is not None or self.checkout is None or self._remote is not None:
             return None
         try:
-            leaves = _leaves(self.built, "built")
+            leaves = leaves_by_place(self.built, "built")
         except IsohubError as error:
             self.fail("load", error)
             return None
@@ -249,7 +246,7 @@ class Subject:
             )
             took_s = time.perf_counter() - started
             self.round_trip_s = took_s if self.round_trip_s is None else min(took_s, self.round_trip_s)
-            leaves = _leaves(value, "output")
+            leaves = leaves_by_place(value)
         except IsohubError as error:
             self.fail("call", error)
             return None
@@ -349,21 +346,6 @@ class Subject:
             round_trip_s=self.round_trip_s,
             peak_rss_bytes=self.peak_rss_bytes,
         )
-
-
-def _leaves(value: Any, root: str) -> dict[str, Leaf]:
-    leaves: dict[str, Leaf] = {}
-    for leaf in itertools.islice(leaves_of(value, root), _MOST_PLACES + 1):
-        path = leaf.path
-        while path in leaves:  # two long keys that are cut to the same
-            path += "'"
-        leaves[path] = leaf
-    if len(leaves) > _MOST_PLACES:
-        raise IsohubError(
-            f"the answer has more than {_MOST_PLACES:,} places, each of which would be compared by itself",
-            hint="compare a method that gives less, or numbers as one tensor",
-        )
-    return leaves
 
 
 def _forms(leaves: Mapping[str, Leaf]) -> tuple[tuple[str, str], ...]:

@@ -3,7 +3,7 @@
 Rules:
 
 1. All is reckoned in float64 (complex128), a chunk at a time; of float16, bfloat16 and float32 that is exact. Whole
-   numbers beyond 2**53 are compared exactly, and the size of their difference is rounded.
+   numbers beyond 2**53 are compared exactly, and the size of their difference is rounded, to 1 at least.
 2. NaN is equal to NaN, an infinity to the same infinity. Where one side alone is not finite, or both are in another
    way, the difference is infinite; means, norms and the cosine are of what is finite on both sides.
 3. The first of a pair is what was expected: it is what a relative difference is relative to.
@@ -122,8 +122,8 @@ class Tally:
     def _add(self, expected: torch.Tensor, got: torch.Tensor) -> tuple[int, tuple[str, str]] | None:
         """One chunk; the place and the words of a difference that is larger than all before."""
         worst = None
-        unequal = expected != got
         a, b = _wide(expected), _wide(got)
+        unequal = expected != got if _are_comparable(expected, got) else a != b
         for number, side in enumerate((a, b)):
             self._nan[number] += int(torch.isnan(side).sum())
             self._infinite[number] += int(torch.isinf(side).sum())
@@ -131,6 +131,7 @@ class Tally:
         unequal &= ~(torch.isnan(a) & torch.isnan(b))
         distance = (a - b).abs()
         distance = torch.where(finite, distance, torch.where(unequal, math.inf, 0.0))
+        distance = torch.where(unequal & (distance == 0), 1.0, distance)  # whole numbers that round to one float64
         size = a.abs()
         self._differing += int(unequal.sum())
         limit = torch.where(torch.isfinite(size), self._atol + self._rtol * size, self._atol)
@@ -227,6 +228,11 @@ def _comparable(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.dtype in (torch.uint16, torch.uint32):
         return tensor.to(torch.int64)
     return tensor
+
+
+def _are_comparable(expected: torch.Tensor, got: torch.Tensor) -> bool:
+    """Whether torch knows a dtype for both: for uint64 and another one it does not."""
+    return expected.dtype == got.dtype or torch.uint64 not in (expected.dtype, got.dtype)
 
 
 def _entries(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

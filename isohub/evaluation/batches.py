@@ -102,10 +102,8 @@ def batches_of(data: Any, batch_size: int | None) -> Batches:
     if isinstance(data, DataLoader):
         if batch_size is not None:
             raise ValueError("batch_size= is for items; a DataLoader makes batches of its own")
-        try:
-            count: int | None = len(data)
-        except TypeError:  # of an IterableDataset
-            count = None
+        # What an IterableDataset says of its length is a guess, by torch's own words.
+        count = None if isinstance(data.dataset, IterableDataset) else len(data)
         return Batches("DataLoader", count, None, None, data)
     if isinstance(data, (torch.Tensor, np.ndarray)):
         raise TypeError(

@@ -5,6 +5,7 @@ Side: caller.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -126,6 +127,9 @@ class Run:
                     hint="remove the file, or that line",
                     path=str(self._journal.path),
                 ) from error
+        for number in sorted(self._known):
+            if self._batches.listed is not None and number < len(self._batches.listed):
+                self._note(number, self._batches.listed[number])  # it costs no reading
 
     # The work.
 
@@ -217,6 +221,7 @@ class Run:
                 board.offer(number, lacking(number), wait=False)
         else:
             # `Board.offer` waits for room, so that no more than the window is held.
+            number = -1
             for number, batch in self._batches.each(lambda number: not lacking(number)):
                 refs = lacking(number)
                 self._note(number, batch)
@@ -229,12 +234,27 @@ class Run:
                     if not board.needs(number):  # the refs that lacked it have been given up
                         with self._lock:
                             self._held.pop(number, None)
+            else:
+                self._check_end(number + 1)
         board.complete()
+
+    def _check_end(self, count: int) -> None:
+        """A stream that ends before what the file has of it is another one."""
+        if self._journal is not None and not self._batches.indexed and max(self._known, default=-1) >= count:
+            raise ResultsError(
+                f"{self._journal.path} has results of other data: it has batch {max(self._known)}, and the data ended "
+                f"after {count:,}",
+                hint="a file goes on with the same batches in the same order alone",
+                path=str(self._journal.path),
+            )
 
     def _note(self, number: int, batch: Any) -> None:
         """What is to be known of a batch beside its content, once."""
         if not isinstance(self._weight, str) and number not in self._weights:
-            self._weights[number] = float(size_of(batch) if self._weight is None else self._weight(batch))
+            weight = float(size_of(batch) if self._weight is None else self._weight(batch))
+            if not _is_weight(weight):
+                raise ValueError(f"weight gave {weight} for batch {number}; expected a finite number from 0 on")
+            self._weights[number] = weight
         if self._journal is None or number in self._digests:
             return
         digest = self._digests[number] = digest_of(batch)
@@ -285,6 +305,13 @@ class Run:
             if not board.lost(number, task):
                 self._fail(task.ref, Failure(task.batch, "LaneLostError", error.message, 1))
             return
+        if isinstance(answer, Done) and isinstance(self._weight, str) and self._weight in answer.metrics:
+            weight = answer.metrics[self._weight]
+            if isinstance(weight, (int, float)) and not _is_weight(weight):
+                words = (
+                    f"{self._weight!r}, by which batches are weighed, is {weight}; expected a finite number from 0 on"
+                )
+                answer = Failed("batch", "ValueError", words, again=False)
         if isinstance(answer, Done):
             self._keep(task, answer)
             board.done(task, answer.seconds, answer.load_s, answer.memory_bytes)
@@ -368,3 +395,7 @@ class Run:
             call_s=sum(each.seconds for each in results),
             memory_bytes=self._memory[number],
         )
+
+
+def _is_weight(value: float) -> bool:
+    return 0 <= value < math.inf

@@ -23,6 +23,8 @@ __all__ = ["REDUCERS", "Metric", "decoded", "encoded", "metrics_of", "reduced"]
 Metric = bool | int | float | torch.Tensor | list[Any]
 _MOST_METRICS = 1000
 _NAME_LIMIT_CHARS = 200
+# A float holds none that is larger, and Python writes none of more than 4,300 digits.
+_MOST_BITS = 1024
 # Those that a file of results can hold. Complex and quantised ones have no order, so no reduction by most of these.
 _DTYPES = {
     str(dtype).partition(".")[2]: dtype
@@ -65,6 +67,10 @@ def _metric(name: str, value: Any) -> Any:
         return value.item() if value.ndim == 0 and not value.is_complex() else value
     if type(value) not in (bool, int, float):
         raise TypeError(f"fn gave a {type(value).__name__} as {name!r:.100}; expected a number or a tensor")
+    if type(value) is int and value.bit_length() > _MOST_BITS:
+        raise TypeError(
+            f"fn gave a whole number of {value.bit_length():,} bits as {name!r:.100}; at most {_MOST_BITS:,}"
+        )
     return value
 
 
@@ -105,11 +111,11 @@ def _decoded(value: Any) -> Any:
             dtype, shape = _DTYPES[value["dtype"]], [int(size) for size in value["shape"]]
             data = bytearray(base64.b64decode(value["data"], validate=True))
             flat = torch.frombuffer(data, dtype=torch.uint8).view(dtype) if data else torch.empty(0, dtype=dtype)
+            if flat.numel() != math.prod(shape):
+                raise ValueError("a tensor of another size")
+            return flat.reshape(shape)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError("a tensor that is none") from error
-        if flat.numel() != math.prod(shape):
-            raise ValueError("a tensor of another size")
-        return flat.reshape(shape)
     if type(value) not in (bool, int, float):
         raise ValueError("a metric that is none")
     return value

@@ -119,13 +119,23 @@ class _Digest:
         self.add(parts)
 
     def _methods(self, kind: type) -> None:
-        """The code of a class and of those that it derives from; one of torch's or numpy's is known by its name."""
+        """What a class and those that it derives from hold: code, defaults and plain values.
+
+        One of torch's or numpy's is known by its name. Globals of methods are not followed: a batch may be an object of
+        a large library's.
+        """
         for base in kind.__mro__:
             if not base.__module__.startswith(("torch", "numpy", "builtins")):
                 for name, item in sorted(vars(base).items()):
-                    if isinstance(item, types.FunctionType):
+                    within = _unwrapped(item)
+                    if isinstance(within, types.FunctionType):
+                        self._mark("own", name, type(item).__name__)
+                        self._code(within.__code__)
+                        self.add(within.__defaults__)
+                        self.add(within.__kwdefaults__)
+                    elif not name.startswith("__") and isinstance(item, (bool, int, float, complex, str, bytes)):
                         self._mark("own", name)
-                        self._code(item.__code__)
+                        self.add(item)
 
     def _function(self, function: types.FunctionType) -> None:
         if id(function) in self._functions:
@@ -153,6 +163,13 @@ class _Digest:
         self.hash.update(code.co_code)
         for constant in code.co_consts:
             self.add(constant)
+
+
+def _unwrapped(item: Any) -> Any:
+    """The function in what a class holds: of a static method, a property, or what functools made of it."""
+    for name in ("__func__", "fget", "func", "__wrapped__"):
+        item = getattr(item, name, item)
+    return item
 
 
 def _names(code: types.CodeType) -> set[str]:

@@ -6,7 +6,8 @@ Rules:
 2. A line is written by one ``write`` as soon as it is known: the end of this process loses nothing. It is brought to
    the disk (``fdatasync``) once a second and at the end: the loss of power costs the last second or so.
 3. A last line that was not written whole is cut off, and so are zeros that a loss of power left. Damage before that is
-   an error, and the file is left as it is.
+   an error, and the file is left as it is. Each line ends with a checksum of itself, so that no damage is taken for a
+   result. A file that does not begin as one of this kind is somebody else's, and is left as it is.
 4. One process has the file: others are refused by a lock (flock) that ends with the process, however it ends.
 
 Side: caller. Trust: the file is the caller's own; its values are checked by who reads them. Source: write(2), flock(2).
@@ -18,9 +19,11 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import stat
 import threading
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from isohub.errors import ResultsError
 __all__ = ["Journal"]
 
 _SYNC_S = 1.0
+_SEALED = re.compile(rb'(\{.*),"crc32":"([0-9a-f]{8})"\}', re.DOTALL)
 
 
 class Journal:
@@ -75,6 +79,9 @@ class Journal:
             file.seek(0)
             content = file.read()
         whole, rows = self._read(content)
+        start = f'{{"kind":{json.dumps(kind)},'.encode()
+        if not rows and not (content.startswith(start) or start.startswith(content.rstrip(b"\0"))):
+            raise self._refused("is damaged or is no file of results: line 1 cannot be read", "give another file")
         if whole < len(content):
             os.ftruncate(self._descriptor, whole)
         if not rows:
@@ -95,13 +102,8 @@ class Journal:
         content = content.rstrip(b"\0")
         while at < len(content):
             end = content.find(b"\n", at)
-            row: Any = None
-            if end >= 0:
-                try:
-                    row = json.loads(content[at:end])
-                except (ValueError, RecursionError):
-                    row = None
-            if not isinstance(row, dict):
+            row = None if end < 0 else _unsealed(content[at:end])
+            if row is None:
                 if end < 0 or not content[end:].strip(b"\0\n"):
                     return at, rows
                 raise self._refused(
@@ -141,7 +143,7 @@ class Journal:
                 ) from error
 
     def _append(self, row: dict[str, Any]) -> None:
-        data = json.dumps(row, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        data = _sealed(json.dumps(row, separators=(",", ":"), allow_nan=False).encode()) + b"\n"
         before = os.fstat(self._descriptor).st_size
         try:
             while data:
@@ -164,3 +166,20 @@ class Journal:
 
     def _refused(self, words: str, hint: str | None = None) -> ResultsError:
         return ResultsError(f"{self.path} {words}", hint=hint, path=str(self.path))
+
+
+def _sealed(line: bytes) -> bytes:
+    """An object's JSON with a checksum of it as the last member."""
+    return b'%s,"crc32":"%08x"}' % (line[:-1], zlib.crc32(line))
+
+
+def _unsealed(line: bytes) -> dict[str, Any] | None:
+    """The object of such a line; None if it is not as it was written."""
+    found = _SEALED.fullmatch(line)
+    if found is None or zlib.crc32(found[1] + b"}") != int(found[2], 16):
+        return None
+    try:
+        row = json.loads(found[1] + b"}")
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None

@@ -249,3 +249,22 @@ def test_words_of_the_repo_are_escaped(session, tmp_path):
     assert not {"\x1b", "\x07", "\u202e"} & set(str(found))
     assert found.first_bad.message.startswith("\x1b]0;title")
     assert "\x1b" not in found.to_json()
+
+
+def test_places_and_numbers_that_look_the_same_stay_apart(session, tmp_path):
+    """Two long keys that are cut to the same, and whole numbers that are one number in float64."""
+    from tests.servers.git_repo import GitRepo
+
+    repo = GitRepo(tmp_path / "clone")
+    lines = "import torch\n\n\ndef model():\n    return {key}\n"
+    key = '{"k" * 60 + "%s" + "k" * 60: 1, "k" * 60 + "b" + "k" * 60: 1, "n": torch.tensor([2**60 + %d])}'
+    versions = [("a", 0, "1"), ("a", 0, "2"), ("a", 1, "3"), ("a", 1, "4")]
+    commits = []
+    for middle, number, note in versions:
+        repo.commit({"hubconf.py": lines.format(key=key % (middle, number)), "note": note})
+        commits.append(repo.git("rev-parse", "HEAD").strip())
+    repo.commit({"hubconf.py": lines.format(key=(key % ("a", 0)).replace(": 1", ": 2", 1))})
+    last = repo.git("rev-parse", "HEAD").strip()
+    for good, bad, first in ((commits[0], commits[3], commits[2]), (commits[0], last, commits[2])):
+        found = isohub.bisect(str(repo.path), good, bad, model="model", inputs=INPUT, session=session)
+        assert found.first_bad.id == first

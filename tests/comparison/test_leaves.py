@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from isohub.comparison.leaves import leaves_of
+from isohub.comparison.leaves import leaves_by_place, leaves_of
 from isohub.comparison.outputs import OutputPair
 from isohub.wire.records import EnumRecord, MappingRecord, TupleRecord
 
@@ -35,7 +35,9 @@ def test_places_are_written_as_python_writes_them() -> None:
 
 
 def test_numbers_in_a_row_are_one_tensor() -> None:
-    assert forms([0.5] * 100) == {"output": "float64[100]"}
+    assert forms([0.5] * 100) == {"output": "list float64[100]"}
+    assert verdicts([0.5] * 8, (0.5,) * 8) == {"output": ("kind", "changed")}
+    assert verdicts([0.5] * 8, torch.full((8,), 0.5, dtype=torch.float64)) == {"output": ("kind", "changed")}
     assert forms([1 << 80] * 10)["output"] == "'list of 10'"
     assert forms(np.ones((2, 2), "f4")) == {"output": "array float32[2, 2]"}
     assert forms(np.float64(0.1)) == {"output": "number float64[]"}
@@ -77,7 +79,20 @@ def test_a_comparison_that_fails_is_no_equality() -> None:
 
 
 def test_keys_that_are_cut_to_the_same_stay_apart() -> None:
-    from isohub.comparison.subject import _leaves
-
     keys = ["k" * 60 + middle + "k" * 60 for middle in "ab"]
-    assert len(_leaves(dict.fromkeys(keys, 1), "output")) == 3
+    assert len(leaves_by_place(dict.fromkeys(keys, 1), "output")) == 3
+
+
+def test_a_number_of_more_digits_than_python_writes_is_compared() -> None:
+    huge = 10**5000
+    same = verdicts({"n": huge, huge: {huge}}, {"n": huge, huge: {huge}})
+    assert {verdict for _, verdict in same.values()} == {"same"}
+    assert verdicts({"n": huge}, {"n": huge + 1})["output['n']"] == ("value", "changed")
+    _, leaf, among = leaves_of({"n": huge, "set": {huge}})
+    assert leaf.shown.startswith("0x")
+    assert among.shown == "set with a number of very many digits"
+
+
+def test_a_tensor_without_values_is_not_equal_to_one_that_has_them() -> None:
+    (verdict,) = verdicts(torch.zeros(3, device="meta"), torch.zeros(3)).values()
+    assert verdict == ("kind", "changed")

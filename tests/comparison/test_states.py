@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 
 from isohub.comparison import states
 from tests.comparison.conftest import Compared
@@ -56,3 +57,20 @@ def test_what_was_found_is_frozen(compared: Compared) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.seed = 3  # type: ignore[misc]
     assert hash(found.differences[0].state.changed[0])
+
+
+def test_extra_state_is_compared_place_by_place() -> None:
+    def extra(last: float) -> dict[str, object]:
+        return {"counts": torch.arange(3), "scale": float("nan"), "history": [1.0, last]}
+
+    assert states._same_value(extra(2.0), extra(2.0))
+    assert not states._same_value(extra(2.0), extra(3.0))
+    assert not states._same_value(extra(2.0), {**extra(2.0), "more": 1})
+
+
+def test_names_of_one_tensor_are_the_same_in_any_order() -> None:
+    def tied(*names: str) -> set[str]:
+        entries = {name: states.Entry(name, "float32", (1,), 4) for name in names}
+        return states.State(None, entries, dict.fromkeys(names, 0)).tied(names)  # type: ignore[arg-type]
+
+    assert tied("a", "b") == tied("b", "a") == {"a = b"}

@@ -84,6 +84,16 @@ def test_whole_numbers_are_compared_exactly() -> None:
     a = torch.tensor([(1 << 62) + 1])
     assert measured(a, a - 1).differing == 1
     assert measured(a, a.clone()).differing == 0
+    # Both are one number in float64: the difference is there all the same, and at its place.
+    found = measured(torch.tensor([5, 1 << 60]), torch.tensor([5, (1 << 60) + 1]))
+    assert (found.beyond, found.max_abs, found.worst) == (1, 1.0, (1,))
+
+
+@pytest.mark.parametrize("name", [name for name in DTYPES if name != "uint64"])
+def test_uint64_against_every_dtype(name: str) -> None:
+    one = torch.tensor([1, 0], dtype=torch.uint64)
+    other = torch.tensor([1, 1]).to(getattr(torch, name))
+    assert measured(one, other).differing == measured(other, one).differing == 1
 
 
 def test_sparse_and_quantised_and_empty_ones() -> None:

@@ -228,6 +228,38 @@ def test_weights(session, refs, batches):
     assert named.metrics["mean"] == pytest.approx(sum(x.mean().item() * len(x) ** 2 for x in batches) / 324, abs=1e-6)
 
 
+def test_a_weight_that_is_none_is_a_failure_or_a_mistake(session, refs, batches, tmp_path):
+    def fn(model, x):
+        return {"mean": model(x).mean(), "n": math.nan if len(x) == 2 else 1.0}
+
+    for results in (None, tmp_path / "r.jsonl"):
+        row = evaluate(session, refs["1"], batches, fn, weight="n", results=results).rows[0]
+        assert [(each.batch, each.kind) for each in row.failures] == [(20, "ValueError")]
+        assert row.weight == 20
+    for wrong in (-1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="weight gave .* for batch 0; expected a finite number"):
+            evaluate(session, refs["1"], batches[:1], fn, weight=lambda batch, wrong=wrong: wrong)
+
+
+def test_what_a_stream_says_of_its_length_is_not_believed(session, refs, tmp_path):
+    class Liar(Stream):
+        def __len__(self):
+            return 3
+
+    def sizes(model, batch):
+        return {"rows": len(batch[0])}
+
+    def loader():
+        return DataLoader(Liar(torch.ones(6, 3)), batch_size=1)
+
+    results = tmp_path / "r.jsonl"
+    assert len(evaluate(session, refs["1"], loader(), sizes, results=results).rows[0].results) == 6
+    kept = results.read_bytes().splitlines(keepends=True)
+    results.write_bytes(b"".join(line for line in kept if not any(b'"batch":%d' % n in line for n in (3, 4, 5))))
+    again = evaluate(session, refs["1"], loader(), sizes, results=results)
+    assert (again.resumed, len(again.rows[0].results)) == (3, 6)
+
+
 class Examples(Dataset):
     def __init__(self, tensor):
         self.tensor, self.read = tensor, []

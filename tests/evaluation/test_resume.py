@@ -15,6 +15,7 @@ import torch
 
 import isohub
 from isohub.errors import ResultsError
+from isohub.execution.journal import Journal
 
 PROGRAM = textwrap.dedent("""
     import json, os, sys
@@ -172,6 +173,9 @@ def test_other_data_is_refused(session, refs, batches, tmp_path):
         evaluate(session, refs, results, data=batches[:4])
     with pytest.raises(ResultsError, match="data"):
         evaluate(session, refs, results, data=[batches[1], batches[0], batches[2]])
+    # What is in memory costs no reading: a whole file does not stand for a list with another batch in it.
+    with pytest.raises(ResultsError, match="batch 1 is not what it was"):
+        evaluate(session, refs, results, data=[batches[0], batches[3], batches[2]])
 
     def stream(order):
         for number in order:
@@ -181,6 +185,8 @@ def test_other_data_is_refused(session, refs, batches, tmp_path):
     evaluate(session, refs, other, data=stream([0, 1, 2]))
     with pytest.raises(ResultsError, match="batch 1 is not what it was"):
         evaluate(session, refs, other, data=stream([0, 2, 1]))
+    with pytest.raises(ResultsError, match="it has batch 2, and the data ended after 2"):
+        evaluate(session, refs, other, data=stream([0, 1]))
 
 
 def test_what_failed_is_tried_again_and_a_ref_that_comes_late_is_taken(session, refs, batches, tmp_path, git_ref):
@@ -255,7 +261,15 @@ def test_a_file_in_use_is_refused(session, refs, batches, tmp_path):
 def test_a_damaged_result_is_an_error(session, refs, batches, tmp_path):
     results = tmp_path / "r.jsonl"
     evaluate(session, refs, results, data=batches[:2])
-    results.write_text(results.read_text().replace('"ref":1,"batch":1', '"ref":9,"batch":1'))
+    whole = results.read_text()
+    results.write_text(whole.replace('"ref":0,"batch":1', '"ref":9,"batch":1'))
+    with pytest.raises(ResultsError, match="cannot be read"):
+        evaluate(session, refs, results, data=batches[:2])
+    results.write_text(whole)
+    header = {key: value for key, value in json.loads(whole.splitlines()[0]).items() if key not in ("kind", "crc32")}
+    journal = Journal(results, "isohub evaluation", header)
+    journal.append({"ref": 9, "batch": 1, "digest": "", "weight": 1.0, "seconds": 1.0, "metrics": {}})
+    journal.close()
     with pytest.raises(ResultsError, match="is no result"):
         evaluate(session, refs, results, data=batches[:2])
     assert torch.is_tensor(batches[0])

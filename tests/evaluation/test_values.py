@@ -48,7 +48,10 @@ def test_numpy_and_parameters_are_plain_values():
     assert type(found["d"]) is int
 
 
-@pytest.mark.parametrize("value", [torch.ones(2, device="meta"), torch.ones(2).to_sparse(), None, "a", [1], 1j])
+@pytest.mark.parametrize(
+    "value",
+    [torch.ones(2, device="meta"), torch.ones(2).to_sparse(), None, "a", [1], 1j, pytest.param(10**5000, id="huge")],
+)
 def test_other_values_are_none(value):
     with pytest.raises(TypeError, match="fn gave"):
         metrics_of({"a": value})
@@ -61,6 +64,7 @@ def test_other_values_are_none(value):
         {"a": "text"},
         {"a": [1]},
         {"a": {"dtype": "float32", "shape": [2], "data": "AAAA"}},
+        {"a": {"dtype": "uint8", "shape": [-1, -3], "data": "AAAA"}},
         {"a": {"dtype": "object", "shape": [1], "data": "AAAA"}},
         {"a": {"dtype": "float32", "shape": [1], "data": "!!"}},
         {"a": {"dtype": "float32", "shape": None, "data": ""}},

@@ -138,3 +138,24 @@ def test_it_is_the_same_in_every_process(tmp_path):
         for seed in ("1", "2")
     }
     assert len(said) == 1
+
+
+@pytest.mark.parametrize("form", ["staticmethod", "classmethod", "property", "lru_cache(None)", "cached_property", ""])
+def test_what_a_class_holds_counts(form):
+    """A metric that is an object: its file goes on with the same code alone."""
+
+    def metric(number, default=0, value=0):
+        lines = [
+            "class Metric:",
+            f"    VALUE = {value}",
+            f"    @{form}" if form else "",
+            f"    def part(self=None): return {number}",
+            f"    def __call__(self, model, batch, scale={default}): return {{}}",
+        ]
+        space = {"__name__": "a_module", "lru_cache": functools.lru_cache, "cached_property": functools.cached_property}
+        exec("\n".join(lines), space)
+        return space["Metric"]()
+
+    assert digest_of(metric(1)) == digest_of(metric(1))
+    others = {digest_of(metric(*each)) for each in ((1,), (2,), (1, 1), (1, 0, 1))}
+    assert len(others) == 4

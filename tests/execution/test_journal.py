@@ -36,7 +36,7 @@ def test_what_was_written_is_there_again(tmp_path):
     assert again.lines == [{"row": 0}, {"row": 1}, {"row": 2}]
     again.append({"row": 3})
     again.close()
-    assert [json.loads(line) for line in path.read_text().splitlines()][1:] == [{"row": n} for n in range(4)]
+    assert [json.loads(line)["row"] for line in path.read_text().splitlines()[1:]] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("cut", range(1, 11))
@@ -49,7 +49,7 @@ def test_a_last_line_that_was_not_written_whole_is_cut_off(tmp_path, cut):
     assert again.lines == [{"row": 0}, {"row": 1}]
     again.append({"row": "new"})
     again.close()
-    assert path.read_bytes().splitlines()[-2:] == [b'{"row":1}', b'{"row":"new"}']
+    assert [json.loads(line)["row"] for line in path.read_bytes().splitlines()[-2:]] == [1, "new"]
 
 
 def test_a_torn_header_begins_anew(tmp_path):
@@ -84,9 +84,40 @@ def test_another_file_is_not_touched(tmp_path):
     with pytest.raises(ResultsError, match="no file of results"):
         opened(path)
     assert path.read_text() == "my notes\nmore of them\n"
-    path.write_text('{"kind": "something else"}\n')
+    path.unlink()
+    Journal(path, "isohub bisection", HEADER).close()
     with pytest.raises(ResultsError, match="holds no isohub evaluation"):
         opened(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello", b"hello\n", b'{"a":1}\n', b'{"kind":"isohub bisection","good', b"\x89PNG\0\0", b"\0a"]
+)
+def test_somebody_else_s_file_of_one_line_is_not_taken_for_a_torn_one(tmp_path, content):
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(ResultsError, match="line 1 cannot be read"):
+        opened(path)
+    assert path.read_bytes() == content
+
+
+def test_whatever_is_cut_or_damaged_no_other_row_is_read(tmp_path):
+    path = filled(tmp_path / "r.jsonl")
+    whole = path.read_bytes()
+    rows = [{"row": number} for number in range(3)]
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        found = lines(path)
+        assert found == rows[: len(found)]
+        assert len(found) == max(0, whole[:cut].count(b"\n") - 1)
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            found = lines(path)
+        except ResultsError:
+            continue
+        assert found == rows[: len(found)]
+        assert len(found) >= 1  # damage at the end costs what is there, and no more
 
 
 @pytest.mark.parametrize(
