@@ -108,10 +108,9 @@ def own_hub_dir(servers, tmp_path, monkeypatch):
         raise AssertionError("nobody is asked")
 
     monkeypatch.setattr(builtins, "input", never)
-    before = hub.get_dir()
     hub.set_dir(str(tmp_path / "hub_dir"))
     yield
-    hub.set_dir(before)
+    hub.set_dir(None)
 
 
 EXAMPLE = "ailzhang/torchhub_example"

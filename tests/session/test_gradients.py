@@ -440,6 +440,9 @@ def test_sparse_and_meta_parameters_are_read(mlp):
         module.sparse = torch.nn.Parameter(torch.eye(2).to_sparse())
         module.one, module.other = (torch.nn.Parameter(torch.empty(2, device="meta")) for _ in range(2))
 
+    def remove(module):
+        del module.sparse, module.one, module.other
+
     mlp.run(add)
     try:
         found = dict(mlp.named_parameters())
@@ -448,4 +451,4 @@ def test_sparse_and_meta_parameters_are_read(mlp):
         assert found["one"].is_meta
         assert found["one"] is not found["other"]
     finally:
-        del mlp.sparse, mlp.one, mlp.other
+        mlp.run(remove)
