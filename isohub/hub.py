@@ -171,6 +171,7 @@ class Session:
         self._sandbox: Sandbox | str = checked_sandbox(sandbox) or Sandbox()
         self._environment = checked_environment(environment) or Environment("host")
         self._in_use: InUse | None = None
+        self._prepared_for: dict[tuple[Environment, Path, str], Prepared] = {}
         self._timeout_s = checked_timeout(timeout_s)
         self._max_reply_bytes = checked_bytes(max_reply_bytes)
         self._max_workers = checked_count("max_workers", max_workers)
@@ -605,10 +606,19 @@ class Session:
         force_reload: bool,
         verbose: bool,
     ) -> Prepared:
-        """What a checkout runs on, in use until the session is closed."""
+        """What a checkout runs on, in use until the session is closed; so it is asked for once, as long as it is there.
+
+        A requirements file of the caller's may change meanwhile.
+        """
         from isohub.environments.prepare import prepare
         from isohub.environments.store import InUse
 
+        known = None
+        if checkout is not None and not on.is_host and not isinstance(on.requirements, str):
+            known = on, checkout.path, checkout.commit
+            found = self._prepared_for.get(known)
+            if found is not None and not force_reload and all(map(os.path.isdir, found.runtime.packages)):
+                return found
         prepared = prepare(
             on,
             self._root(),
@@ -623,7 +633,10 @@ class Session:
             if self._in_use is None:
                 self._in_use = InUse()
             self._in_use.add(prepared.runtime.key, prepared.held)
-        return replace(prepared, held=None)
+        prepared = replace(prepared, held=None)
+        if known is not None:
+            self._prepared_for[known] = prepared
+        return prepared
 
     @contextmanager
     def _lease(
