@@ -23,7 +23,7 @@ import torch
 
 from isohub.errors import PolicyError, ProtocolError
 from isohub.sandbox.policy import Sandbox
-from isohub.wire.arena import SMALLEST_DIRECT_BYTES, Cargo, aligned
+from isohub.wire.arena import SMALLEST_DIRECT_BYTES, Cargo, aligned, viewing
 from isohub.wire.device_memory import DeviceArena
 from isohub.wire.devices import Placing, placing
 
@@ -185,12 +185,12 @@ class Traffic:
             return
         self._taken = offered
 
-    def placing(self, claimed_devices: Sequence[Sequence[Any]], view: Any) -> Placing | None:
+    def placing(self, claimed_devices: Sequence[Sequence[Any]], memory: Any) -> Placing | None:
         """How an answer's storages come to the caller's GPUs; None where they stay on the CPU.
 
         Args:
             claimed_devices: The answer's rows. Trust: worker.
-            view: Storages of (offset, size) in the answer's host memory.
+            memory: The answer's host memory, as `viewing` takes it.
         """
         if not claimed_devices or not self.follows:
             return None
@@ -199,7 +199,7 @@ class Traffic:
             pair = self._pairs.get(name)
             return None if pair is None else pair.outbox
 
-        place = placing(self._gpus.here, view, arena_of)
+        place = placing(self._gpus.here, viewing(memory), arena_of)
         totals: dict[str, int] = {}
 
         def noted(name: str, direct: bool, offset: int, size: int) -> Any:

@@ -177,22 +177,23 @@ class Mailbox:
         claims = Claims(*reply.claims, reply.devices)
         if len(descriptors) != (reply.via == "parcel"):
             raise ProtocolError(f"{len(descriptors)} descriptors with an answer by {reply.via}")
+        memory: Any
+        arena: Arena | None = None
         if reply.via == "parcel":
-            mapping = open_parcel(descriptors[0], question.limit_bytes)
-            size = 0 if mapping is None else len(mapping)
-            place = self.traffic.placing(reply.devices, viewing(mapping))
-            storages, tensors = unload(claims, size, viewing(mapping), place)
+            memory = open_parcel(descriptors[0], question.limit_bytes)
+            size, storage_at = 0 if memory is None else len(memory), viewing(memory)
             if not question.parcel:
                 self._next_outbox_bytes = min(max(self._next_outbox_bytes, size), _LARGEST_OUTBOX_BYTES)
         elif reply.via == "outbox":
-            assert self._outbox is not None
-            place = self.traffic.placing(reply.devices, viewing(self._outbox.carrier))
-            if place is not None:
-                self._outbox.lock_pages()
-            storages, tensors = unload(claims, self._outbox.size_bytes, copying(self._outbox.address), place)
+            arena = self._outbox
+            assert arena is not None
+            memory, size, storage_at = arena.carrier, arena.size_bytes, copying(arena.address)
         else:
-            place = self.traffic.placing(reply.devices, viewing(b""))
-            storages, tensors = unload(claims, 0, viewing(b""), place)
+            memory, size, storage_at = b"", 0, viewing(b"")
+        place = self.traffic.placing(reply.devices, memory)
+        if place is not None and arena is not None:
+            arena.lock_pages()
+        storages, tensors = unload(claims, size, storage_at, place)
         value = Decoder(storages, tensors, remote).decode(reply.value)
         if reply.recorded:
             if question.recording is None:
