@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from isohub.cli.executors import as_usage, check_executor, executor_of, ray_option
 from isohub.cli.functions import named_object
 from isohub.cli.inputs import parse_keywords, parse_value
 from isohub.cli.options import (
@@ -23,7 +24,6 @@ from isohub.cli.options import (
     sandbox_options,
     timeout_option,
 )
-from isohub.errors import IsohubError
 
 __all__ = ["bisect"]
 
@@ -73,7 +73,7 @@ ISOHUB_REPO, ISOHUB_COMMIT and ISOHUB_CHECKOUT (a read-only directory) in its en
     "--workers", type=click.IntRange(1), metavar="N", help="Commits that are asked at once; else one each core."
 )
 @click.option("--log", type=click.Path(dir_okay=False), metavar="FILE", help="Keep answers there, and go on from it.")
-@click.option("--ray", metavar="ADDRESS", help="Do it on this Ray cluster: auto, or host:port.")
+@ray_option
 @repo_options
 @sandbox_options
 @environment_options
@@ -112,20 +112,14 @@ def bisect(
         raise click.UsageError("expected the name of a model; or --run, and a command after --")
     if not is_command and (test is None) == (not inputs):
         raise click.UsageError("expected --input or --test, and one of them alone")
-    if ray is not None and workers is not None:
-        raise click.UsageError("--workers is for this machine; a cluster places as many as it has room for")
+    check_executor(workers, ray)
     function = None if test is None else named_object(test, "--test")
     entry_kwargs = parse_keywords(keywords)
 
     from isohub.bisection.bisect import bisect as find
-    from isohub.execution.executor import Executor, LocalExecutor
 
     with opened(options, timeout_s=timeout_s) as session:
-        executor: Executor = LocalExecutor(workers, session)
-        if ray is not None:
-            from isohub.distributed import RayExecutor
-
-            executor = RayExecutor(ray, session=session)
+        executor = executor_of(session, workers, ray)
         try:
             found = find(
                 repo,
@@ -147,7 +141,7 @@ def bisect(
                 **options,
             )
         except (TypeError, ValueError) as error:
-            raise (error if isinstance(error, IsohubError) else click.UsageError(str(error))) from error
+            raise as_usage(error) from error
     settings.output.result(found.to_dict(), str(found), quiet=[commit.id for commit in found.candidates])
     if found.first_bad is None:
         ctx.exit(1)

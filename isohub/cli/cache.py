@@ -15,8 +15,8 @@ import click
 
 from isohub.cli.options import Settings, output_options, pass_settings
 from isohub.cli.output import Block, Cell, Styled, Table
-from isohub.cli.removed import carried_out, dry_run_option, finished, moment, shown_use
-from isohub.cli.units import read_age, read_size, show_size
+from isohub.cli.removed import carried_out, dry_run_option, finished, moment, prune_options, shown_use
+from isohub.cli.units import show_size
 
 if TYPE_CHECKING:
     from isohub.repos.inventory import Inventory, StoredCheckout, StoredWeights
@@ -109,10 +109,7 @@ def cache_rm(settings: Settings, /, repos: tuple[str, ...], everything: bool, dr
 
 
 @cache.command("prune")
-@click.option("--max-size", "max_bytes", callback=read_size, metavar="SIZE", help="Keep so much at most, such as 5GB.")
-@click.option(
-    "--older-than", "older_than_s", callback=read_age, metavar="AGE", help="Remove what was not used for, say, 30d."
-)
+@prune_options
 @dry_run_option
 @output_options
 @pass_settings

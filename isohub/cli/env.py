@@ -22,8 +22,8 @@ from isohub.cli.options import (
     repo_options,
 )
 from isohub.cli.output import Block, Cell, Styled, Table
-from isohub.cli.removed import carried_out, dry_run_option, moment, shown_use
-from isohub.cli.units import read_age, read_size, show_size
+from isohub.cli.removed import carried_out, dry_run_option, moment, prune_options, shown_use
+from isohub.cli.units import show_size
 
 if TYPE_CHECKING:
     from isohub.environments.inventory import StoredEnvironment
@@ -140,10 +140,7 @@ def env_rm(settings: Settings, /, keys: tuple[str, ...], everything: bool, dry_r
 
 
 @env.command("prune")
-@click.option("--max-size", "max_bytes", callback=read_size, metavar="SIZE", help="Keep so much at most, such as 5GB.")
-@click.option(
-    "--older-than", "older_than_s", callback=read_age, metavar="AGE", help="Remove what was not used for, say, 30d."
-)
+@prune_options
 @dry_run_option
 @output_options
 @pass_settings

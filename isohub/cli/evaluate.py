@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from isohub.cli.executors import as_usage, check_executor, executor_of, ray_option
 from isohub.cli.functions import is_named, named_object
 from isohub.cli.inputs import parse_keywords, parse_value
 from isohub.cli.options import (
@@ -67,7 +68,7 @@ With --results each result is kept as it comes, and the same command goes on fro
 @click.option(
     "--results", type=click.Path(dir_okay=False), metavar="FILE", help="Keep results there, and go on from it."
 )
-@click.option("--ray", metavar="ADDRESS", help="Do it on this Ray cluster: auto, or host:port.")
+@ray_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @click.option("--markdown", is_flag=True, help="Print Markdown.")
 @repo_options
@@ -105,8 +106,7 @@ def evaluate(
         raise click.UsageError("--csv, --markdown, --json and --quiet exclude each other")
     if seed >= _SEED_LIMIT:
         raise click.BadParameter(f"{seed} is not below {_SEED_LIMIT}", param_hint="--seed")
-    if ray is not None and workers is not None:
-        raise click.UsageError("--workers is for this machine; a cluster places as many as it has room for")
+    check_executor(workers, ray)
     chosen = _reducers(reducers)
     entry_kwargs = parse_keywords(keywords)
     metric = named_object(function, "FUNCTION")
@@ -115,14 +115,9 @@ def evaluate(
         batches = batches()
 
     from isohub.evaluation.evaluate import evaluate as evaluate_refs
-    from isohub.execution.executor import Executor, LocalExecutor
 
     with opened(options, timeout_s=timeout_s) as session:
-        executor: Executor = LocalExecutor(workers, session)
-        if ray is not None:
-            from isohub.distributed import RayExecutor
-
-            executor = RayExecutor(ray, session=session)
+        executor = executor_of(session, workers, ray)
         try:
             found = evaluate_refs(
                 metric,
@@ -143,7 +138,7 @@ def evaluate(
                 **options,
             )
         except (TypeError, ValueError, OSError) as error:
-            raise _usage(error) from error
+            raise as_usage(error) from error
     if as_csv or markdown:
         sys.stdout.write(found.to_csv() if as_csv else found.to_markdown())
         sys.stdout.flush()
@@ -165,10 +160,3 @@ def _reducers(texts: tuple[str, ...]) -> str | dict[str, str]:
         else:
             everywhere = text
     return {"": everywhere, **found} if found else everywhere
-
-
-def _usage(error: Exception) -> Exception:
-    """A mistake of the user's as words; isohub's own errors are shown by `main`."""
-    from isohub.errors import IsohubError
-
-    return error if isinstance(error, IsohubError) else click.UsageError(str(error))

@@ -16,14 +16,16 @@ import click
 
 from isohub.cli.options import Settings
 from isohub.cli.output import Block, Cell, Styled, Table
-from isohub.cli.units import show_age, show_size
+from isohub.cli.units import read_age, read_size, show_age, show_size
 
 if TYPE_CHECKING:
     from isohub.repos.removal import Plan
 
-__all__ = ["carried_out", "dry_run_option", "finished", "moment", "shown_use"]
+__all__ = ["carried_out", "dry_run_option", "finished", "moment", "prune_options", "shown_use"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_SIZE_HELP = "Keep so much at most, such as 5GB."
+_AGE_HELP = "Remove what was not used for, say, 30d."
 _WORDS = {
     "asked": "asked for",
     "old": "not used for so long",
@@ -36,6 +38,16 @@ _WORDS = {
 def dry_run_option(command: _F) -> _F:
     """--dry-run, for what removes."""
     return click.option("-n", "--dry-run", is_flag=True, help="Say what would go, and remove nothing.")(command)
+
+
+def prune_options(command: _F) -> _F:
+    """What to keep, for what removes the oldest."""
+    for option in (
+        click.option("--older-than", "older_than_s", callback=read_age, metavar="AGE", help=_AGE_HELP),
+        click.option("--max-size", "max_bytes", callback=read_size, metavar="SIZE", help=_SIZE_HELP),
+    ):
+        command = option(command)
+    return command
 
 
 def carried_out(
