@@ -147,3 +147,37 @@ def gone(pid: int) -> bool:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+# Notes which process imports it, and tries what a worker must not do.
+_TELLTALE = """
+import os
+imported_by = os.getpid()
+try:
+    with open({target!r}, "a") as file:
+        file.write("{name} ran outside\\n")
+except OSError:
+    pass
+"""
+
+
+@pytest.fixture
+def packages(tmp_path: Path) -> Path:
+    """A directory that stands for what was installed."""
+    directory = tmp_path / "packages"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A file of the caller's; what is in it was written by what was not confined."""
+    file = tmp_path / "outside"
+    file.write_text("")
+    return file
+
+
+def telltale(packages: Path, outside: Path, name: str, text: str = "") -> None:
+    """Put a module into `packages` that writes to `outside` where it is imported unconfined."""
+    (packages / name).parent.mkdir(exist_ok=True)
+    (packages / name).write_text(_TELLTALE.format(target=str(outside), name=name) + text)

@@ -12,46 +12,15 @@ from isohub import errors
 from isohub.environments.runtime import HOST, Runtime
 from isohub.session import spawn
 from tests.attacks import acts
-from tests.conftest import all_on, require_layers
+from tests.conftest import all_on, require_layers, telltale
 from tests.lacking import start_without
-
-# Notes which process imports it, and tries what a worker must not do.
-TELLTALE = """
-import os
-imported_by = os.getpid()
-try:
-    with open({target!r}, "a") as file:
-        file.write("{name} ran outside\\n")
-except OSError:
-    pass
-"""
-
-
-@pytest.fixture
-def packages(tmp_path):
-    directory = tmp_path / "packages"
-    directory.mkdir()
-    return directory
-
-
-@pytest.fixture
-def outside(tmp_path):
-    """A file of the caller's; what is in it was written by what was not confined."""
-    file = tmp_path / "outside"
-    file.write_text("")
-    return file
-
-
-def module(packages, outside, name, text=""):
-    (packages / name).parent.mkdir(exist_ok=True)
-    (packages / name).write_text(TELLTALE.format(target=str(outside), name=name) + text)
 
 
 def shadowing(packages, outside):
     """A wheel of any name may hold what torch imports."""
     import typing_extensions
 
-    module(packages, outside, "typing_extensions.py", Path(typing_extensions.__file__).read_text())
+    telltale(packages, outside, "typing_extensions.py", Path(typing_extensions.__file__).read_text())
 
 
 def overlay(packages):
@@ -81,7 +50,7 @@ def echo(hub, packages, outside):
     line = f"import os; open({str(outside)!r}, 'a').write('ran')\n"
     (packages / "distutils-precedence.pth").write_text(line)
     for name in ("sitecustomize.py", "usercustomize.py", "only_there.py"):
-        module(packages, outside, name)
+        telltale(packages, outside, name)
     with isohub.Session(timeout_s=60, environment="auto") as own, all_on(overlay(packages)):
         yield own.load(hub("echoes"), "echo")
 

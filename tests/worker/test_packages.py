@@ -15,38 +15,7 @@ import isohub
 from isohub import errors
 from isohub.environments.runtime import HOST, Runtime
 from isohub.worker.packages import put_on_path, shadowed
-from tests.conftest import all_on
-
-# Notes which process imports it, and tries what a worker must not do.
-TELLTALE = """
-import os
-imported_by = os.getpid()
-try:
-    with open({target!r}, "a") as file:
-        file.write("{name} ran outside\\\\n")
-except OSError:
-    pass
-"""
-
-
-@pytest.fixture
-def packages(tmp_path):
-    directory = tmp_path / "packages"
-    directory.mkdir()
-    return directory
-
-
-@pytest.fixture
-def outside(tmp_path):
-    """A file of the caller's; what is in it was written by what was not confined."""
-    file = tmp_path / "outside"
-    file.write_text("")
-    return file
-
-
-def module(packages, outside, name, text=""):
-    (packages / name).parent.mkdir(exist_ok=True)
-    (packages / name).write_text(TELLTALE.format(target=str(outside), name=name) + text)
+from tests.conftest import all_on, telltale
 
 
 def overlay(packages):
@@ -55,7 +24,7 @@ def overlay(packages):
 
 def test_an_overlay_comes_before_the_hosts_packages_and_after_the_standard_library(hub, packages, outside):
     for name in ("requests/__init__.py", "json.py", "only_there.py"):
-        module(packages, outside, name)
+        telltale(packages, outside, name)
     with isohub.Session(timeout_s=60, environment="auto") as own, all_on(overlay(packages)):
         echo = own.load(hub("echoes"), "echo")
         file, by, pid = echo.origin("requests")
