@@ -17,6 +17,7 @@ import click
 from isohub.cli.inputs import make_inputs, parse_input, parse_keywords, parse_value
 from isohub.cli.options import (
     Settings,
+    check_seed,
     environment_options,
     opened,
     output_options,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["compare"]
 
-_SEED_LIMIT = 1 << 63  # torch.manual_seed takes 64 bits, signed
 _REPORTS = (".html", ".json", ".md")
 _STYLES = {"changed": "bold red", "missing": "yellow", "added": "yellow", "unsteady": "dim", "same": "dim"}
 # "\b" keeps click from filling the paragraph.
@@ -119,8 +119,7 @@ def compare(
     """Compare refs with the first one."""
     if len(repos) < 2:
         raise click.UsageError("two references or more are compared, and then comes the name of the model")
-    if seed >= _SEED_LIMIT:
-        raise click.BadParameter(f"{seed} is not below {_SEED_LIMIT}", param_hint="--seed")
+    check_seed(seed)
     if markdown and (settings.json or settings.quiet):
         raise click.UsageError("--markdown goes without --json and --quiet")
     wanted = [parse_input(text) for text in inputs]

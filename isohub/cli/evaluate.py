@@ -18,6 +18,7 @@ from isohub.cli.functions import is_named, named_object
 from isohub.cli.inputs import parse_keywords, parse_value
 from isohub.cli.options import (
     Settings,
+    check_seed,
     environment_options,
     opened,
     output_options,
@@ -29,7 +30,6 @@ from isohub.cli.options import (
 
 __all__ = ["evaluate"]
 
-_SEED_LIMIT = 1 << 63  # torch.manual_seed takes 64 bits, signed
 # "\b" keeps click from filling the paragraph.
 _HELP = """Run FUNCTION(model, batch) in workers of every REPO, over all batches, and reduce what it gives.
 
@@ -104,8 +104,7 @@ def evaluate(
     """Run a metric in workers of several refs."""
     if as_csv + markdown + settings.json + settings.quiet > 1:
         raise click.UsageError("--csv, --markdown, --json and --quiet exclude each other")
-    if seed >= _SEED_LIMIT:
-        raise click.BadParameter(f"{seed} is not below {_SEED_LIMIT}", param_hint="--seed")
+    check_seed(seed)
     check_executor(workers, ray)
     chosen = _reducers(reducers)
     entry_kwargs = parse_keywords(keywords)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Settings",
+    "check_seed",
     "environment_options",
     "opened",
     "output_options",
@@ -28,6 +29,7 @@ __all__ = [
     "timeout_option",
 ]
 
+_SEED_LIMIT = 1 << 63  # torch.manual_seed takes 64 bits, signed
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -125,6 +127,16 @@ def timeout_option(command: _F) -> _F:
         callback=_finite,
         help="How long each question to the worker may take.",
     )(command)
+
+
+def check_seed(seed: int | None) -> None:
+    """Refuse a seed that torch does not take.
+
+    Raises:
+        click.BadParameter: It is too large.
+    """
+    if seed is not None and seed >= _SEED_LIMIT:
+        raise click.BadParameter(f"{seed} is not below {_SEED_LIMIT}", param_hint="--seed")
 
 
 def sandbox_options(command: _F) -> _F:

@@ -13,6 +13,7 @@ import click
 from isohub.cli.inputs import make_inputs, parse_input, parse_keywords, parse_value
 from isohub.cli.options import (
     Settings,
+    check_seed,
     environment_options,
     opened,
     output_options,
@@ -26,7 +27,6 @@ from isohub.errors import IsohubError
 
 __all__ = ["run"]
 
-_SEED_LIMIT = 1 << 63  # torch.manual_seed takes 64 bits, signed
 # "\b" keeps click from filling the paragraph.
 _HELP = """Build MODEL of REPO with ARGS in a worker, call it with each INPUT, and describe the output.
 
@@ -73,8 +73,7 @@ def run(
     **options: Any,
 ) -> None:
     """Build MODEL in a worker, call it with each INPUT, and describe the output."""
-    if seed is not None and seed >= _SEED_LIMIT:
-        raise click.BadParameter(f"{seed} is not below {_SEED_LIMIT}", param_hint="--seed")
+    check_seed(seed)
     wanted = [parse_input(text) for text in inputs]
     entry_kwargs = parse_keywords(keywords)
     entry_args = [parse_value(text) for text in arguments]
