@@ -21,13 +21,20 @@ from benchmarks.evaluating import measure_evaluation
 from benchmarks.measure import Sizes, Table, machine
 from benchmarks.memory import measure_memory
 from benchmarks.page import render, render_table
-from benchmarks.start import measure_close, measure_first_load, measure_import, measure_warm_load
+from benchmarks.start import (
+    measure_close,
+    measure_first_line,
+    measure_first_load,
+    measure_import,
+    measure_warm_load,
+)
 from benchmarks.state import measure_state_dict
 
 __all__ = ["PARTS", "main"]
 
 PARTS: dict[str, Callable[[Bench], list[Table]]] = {
     "import": measure_import,
+    "first_line": measure_first_line,
     "first_load": measure_first_load,
     "warm_load": measure_warm_load,
     "call": measure_calls,
@@ -88,6 +95,8 @@ _FIELDS: dict[str, type] = {
     "workers": int,
     "refs": int,
     "batches": int,
+    "short_rounds": int,
+    "idle_s": float,
     "call_bytes": int,
 }
 
