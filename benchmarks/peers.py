@@ -56,6 +56,11 @@ def _serve(connection: Any, hub: str) -> None:
         elif what == "save":
             torch.save(model.state_dict(), args[0])
             connection.send(None)
+        elif what == "save_safetensors":
+            import safetensors.torch
+
+            safetensors.torch.save_file(model.state_dict(), args[0])
+            connection.send(None)
         elif what == "drop":
             model = None
             connection.send(None)
