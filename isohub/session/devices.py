@@ -23,9 +23,10 @@ import torch
 
 from isohub.errors import PolicyError, ProtocolError
 from isohub.sandbox.policy import Sandbox
-from isohub.wire.arena import SMALLEST_DIRECT_BYTES, Cargo, aligned, viewing
+from isohub.wire.arena import SMALLEST_DIRECT_BYTES, Cargo, aligned
 from isohub.wire.device_memory import DeviceArena
 from isohub.wire.devices import Placing, placing
+from isohub.wire.tables import Viewing
 
 __all__ = ["Gpus", "Traffic", "checked_device", "gpu_variables"]
 
@@ -190,7 +191,7 @@ class Traffic:
 
         Args:
             claimed_devices: The answer's rows. Trust: worker.
-            memory: The answer's host memory, as `viewing` takes it.
+            memory: The answer's host memory, as `Viewing` takes it.
         """
         if not claimed_devices or not self.follows:
             return None
@@ -199,7 +200,7 @@ class Traffic:
             pair = self._pairs.get(name)
             return None if pair is None else pair.outbox
 
-        place = placing(self._gpus.here, viewing(memory), arena_of)
+        place = placing(self._gpus.here, Viewing(memory), arena_of)
         totals: dict[str, int] = {}
 
         def noted(name: str, direct: bool, offset: int, size: int) -> Any:

@@ -22,9 +22,10 @@ from isohub.session.gradients import GRAPHS_SHARE
 from isohub.session.question import Question
 from isohub.session.replies import Answer, Ready, Reply, Want
 from isohub.session.request import memory_limit_bytes
-from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, Claims, copying, open_parcel, unload, viewing
+from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, open_parcel
 from isohub.wire.codec import Decoder, Encoder
 from isohub.wire.protocol import MAX_FRAME_BYTES
+from isohub.wire.tables import Copying, Source, Viewing
 
 __all__ = ["Mailbox"]
 
@@ -106,20 +107,21 @@ class Mailbox:
             released.append(self._released.get_nowait())
         while not self._forgotten.empty():
             forgotten.append(self._forgotten.get_nowait())
-        message = {
-            "number": number,
+        message: dict[str, Any] = {
             "op": question.op,
             "target": question.target,
             "args": args,
             "claims": cargo.claims[:2],
             "arenas": list(unknown),
-            "released": released,
             "limit": question.limit_bytes,
             "parcel": question.parcel,
             "grad": question.grad,
             "inference": question.inference,
-            "forgotten": forgotten,
         }
+        if released:
+            message["released"] = released
+        if forgotten:
+            message["forgotten"] = forgotten
         if devices:
             message["devices"] = devices
         if offer is not None:
@@ -174,26 +176,26 @@ class Mailbox:
         Raises:
             ProtocolError: It is none.
         """
-        claims = Claims(*reply.claims, reply.devices)
         if len(descriptors) != (reply.via == "parcel"):
             raise ProtocolError(f"{len(descriptors)} descriptors with an answer by {reply.via}")
         memory: Any
+        source: Source
         arena: Arena | None = None
         if reply.via == "parcel":
             memory = open_parcel(descriptors[0], question.limit_bytes)
-            size, storage_at = 0 if memory is None else len(memory), viewing(memory)
+            size, source = 0 if memory is None else len(memory), Viewing(memory)
             if not question.parcel:
                 self._next_outbox_bytes = min(max(self._next_outbox_bytes, size), _LARGEST_OUTBOX_BYTES)
         elif reply.via == "outbox":
             arena = self._outbox
             assert arena is not None
-            memory, size, storage_at = arena.carrier, arena.size_bytes, copying(arena.address)
+            memory, size, source = arena.carrier, arena.size_bytes, Copying(arena.address)
         else:
-            memory, size, storage_at = b"", 0, viewing(b"")
+            memory, size, source = b"", 0, Viewing(b"")
         place = self.traffic.placing(reply.devices, memory)
         if place is not None and arena is not None:
             arena.lock_pages()
-        storages, tensors = unload(claims, size, storage_at, place)
+        storages, tensors = reply.tables.build(size, source, place)
         value = Decoder(storages, tensors, remote).decode(reply.value)
         if reply.recorded:
             if question.recording is None:

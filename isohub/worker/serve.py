@@ -22,20 +22,11 @@ from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, Tup
 
 from isohub.errors import ProtocolError
 from isohub.sandbox.confine import Confined
-from isohub.wire.arena import (
-    LARGEST_KEPT_BYTES,
-    Arena,
-    Cargo,
-    Claims,
-    copying,
-    dtype_names,
-    make_parcel,
-    unload,
-    viewing,
-)
+from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, dtype_names, make_parcel
 from isohub.wire.channel import ChannelClosed
 from isohub.wire.codec import Decoder, Encoder, LackedDtype, TooLargeToEncode
 from isohub.wire.protocol import MAX_FRAME_BYTES, MAX_PARTS, MAX_REFERENCES, close_descriptors
+from isohub.wire.tables import Copying, Viewing
 from isohub.worker import storages
 from isohub.worker.caller import Caller, dump
 from isohub.worker.compiling import compile_module
@@ -102,11 +93,12 @@ def serve(end: Any, confined: Confined, take_in: Callable[[], None]) -> None:
             server = _prepared(caller, take_in)
         except BaseException as error:
             close_descriptors(descriptors)
-            caller.answer(dump({**_describe(error), "number": question["number"], "kept": False}), [])
+            caller.answer(dump({**_describe(error), "kept": False}), [])
             return
-        caller.answer(*server.answer(question, descriptors))
+        caller.answer(*server.answer(caller.number, question, descriptors))
         while True:
-            caller.answer(*server.answer(*caller.hear()))
+            question, descriptors = caller.hear()
+            caller.answer(*server.answer(caller.number, question, descriptors))
     except ChannelClosed:
         pass
     except ProtocolError:
@@ -152,35 +144,40 @@ class Server(Operations, Measurements):
             self._interruptible = False  # once: what follows is the way out
             raise KeyboardInterrupt("the caller was interrupted")
 
-    def answer(self, question: Dict[str, Any], descriptors: Sequence[int]) -> Tuple[bytes, List[int]]:
-        """One answer, whatever happens: a frame's body, and descriptors that the sender then closes."""
-        number = question["number"]
-        self._attach(question["arenas"], descriptors)
+    def answer(self, number: int, question: Dict[str, Any], descriptors: Sequence[int]) -> Tuple[bytes, List[int]]:
+        """One answer, whatever happens: a frame's body, and descriptors that the sender then closes.
+
+        Args:
+            number: The question's.
+            question: As `Caller.hear` gives it; nothing in it is changed.
+            descriptors: What came with it.
+        """
+        if descriptors:
+            self._attach(question["arenas"], descriptors)
         self._gpus.begin()
         took = None
         if "offer" in question:
             took = self._gpus.take(question["offer"], descriptors[len(question["arenas"]) :])
         try:
-            self._tapes.forget(question["forgotten"])
-            if question["released"]:
+            self._tapes.forget(question.get("forgotten", ()))
+            if "released" in question:
                 self._release(question["released"])
                 self.loop.tidy()
-            reply, parcel = self._perform(question)
+            reply, parcel = self._perform(number, question)
         except BaseException as error:
             reply, parcel = _describe(error), None
-        reply["number"] = number
         if took is not None:
             reply["took"] = took
         # After the exception and everything that it held are gone.
-        reply["kept"] = self._inbox_is_held()
-        if reply["kept"] or (self._inbox is not None and self._inbox.size_bytes > LARGEST_KEPT_BYTES):
+        reply["kept"] = kept = self._inbox_is_held()
+        if kept or (self._inbox is not None and self._inbox.size_bytes > LARGEST_KEPT_BYTES):
             self._drop_inbox()
         body = dump(reply)
-        if len(body) > MAX_FRAME_BYTES or body.count(b",") + body.count(b"[") > MAX_PARTS:
+        if len(body) > MAX_FRAME_BYTES or (len(body) > MAX_PARTS and body.count(b",") + body.count(b"[") > MAX_PARTS):
             if parcel is not None:
                 os.close(parcel)
             too_large = _TooLarge(f"the answer takes {len(body)} bytes of text; the wire takes {MAX_FRAME_BYTES}")
-            told = {"number": number, "kept": reply["kept"], **({} if took is None else {"took": took})}
+            told = {"kept": kept, **({} if took is None else {"took": took})}
             return dump({**_describe(too_large), **told}), []
         return body, [] if parcel is None else [parcel]
 
@@ -217,7 +214,7 @@ class Server(Operations, Measurements):
                 del self._objects[number]
                 self._numbers.pop(id(held), None)
 
-    def _perform(self, question: Dict[str, Any]) -> Tuple[Dict[str, Any], Optional[int]]:
+    def _perform(self, number: int, question: Dict[str, Any]) -> Tuple[Dict[str, Any], Optional[int]]:
         args = self._arguments(question)
         operation = getattr(self, "do_" + question["op"])
         with entered(question):
@@ -227,35 +224,35 @@ class Server(Operations, Measurements):
             finally:
                 self._interruptible = False
         del args
-        return self._encode(value, question)
+        return self._encode(value, number, question)
 
     def _arguments(self, question: Dict[str, Any]) -> List[Any]:
         storages: List[Any] = []
         tensors: List[Any] = []
-        claims = Claims(*question["claims"])._replace(devices=question.get("devices", ()))
-        if claims.storages:
+        tables = question["tables"]
+        if tables.storages:
             inbox = self._inbox  # without one nothing has a size
-            view = viewing(b"" if inbox is None else inbox.carrier)
+            view = Viewing(b"" if inbox is None else inbox.carrier)
             # A graph would keep the inbox; what it keeps is its own.
-            storage_at = copying(inbox.address) if question.get("record") and inbox is not None else view
+            source = Copying(inbox.address) if question.get("record") and inbox is not None else view
             place = None
-            if claims.devices:
+            if tables.devices:
                 if inbox is not None:
                     inbox.lock_pages()
                 place = self._gpus.placing(view)
-            storages, tensors = unload(claims, 0 if inbox is None else inbox.size_bytes, storage_at, place)
+            storages, tensors = tables.build(0 if inbox is None else inbox.size_bytes, source, place)
         if question.get("record"):
             self._tapes.admit(question["record"]["inputs"], tensors)
         target = [] if question["target"] is None else [self._objects[question["target"]][0]]
         # Of a caller that has no GPU, or does not use it: the model would refuse every input.
-        move = mover_to(target[0]) if question["op"] == "call" and not claims.devices else None
+        move = mover_to(target[0]) if question["op"] == "call" and not tables.devices else None
         decoder = Decoder(storages, tensors, self._dereference, lambda data: unpickled(data, self._objects), move)
         return [*target, *(decoder.decode(argument) for argument in question["args"])]
 
     def _dereference(self, reference: List[Any]) -> Any:
         return self._objects[reference[0]][0]
 
-    def _encode(self, value: Any, question: Dict[str, Any]) -> Tuple[Dict[str, Any], Optional[int]]:
+    def _encode(self, value: Any, number: int, question: Dict[str, Any]) -> Tuple[Dict[str, Any], Optional[int]]:
         limit, parcel, record = question["limit"], question["parcel"], question.get("record")
         cargo = Cargo()
         self._referred = 0
@@ -283,7 +280,7 @@ class Server(Operations, Measurements):
             reply["devices"] = cargo.claims.devices
         if record:
             rows = encoder.differentiable
-            self._tapes.keep(question["number"], [tensor for _, tensor in rows], record["limit"])
+            self._tapes.keep(number, [tensor for _, tensor in rows], record["limit"])
             if rows:
                 reply["recorded"] = [number for number, _ in rows]
         if size and not parcel and self._outbox is not None and size <= self._outbox.size_bytes:

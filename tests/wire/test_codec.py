@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isohub.errors import ProtocolError
-from isohub.wire.arena import Arena, Cargo, copying, unload, viewing
+from isohub.wire.arena import Arena, Cargo
 from isohub.wire.codec import TAGS, Decoder, Encoder, TooLargeToEncode
 from isohub.wire.protocol import MAX_DEPTH, MAX_NODES
 from isohub.wire.records import MappingRecord, TupleRecord
+from isohub.wire.tables import Copying, Viewing, unload
 
 
 def refuse(value):
@@ -33,7 +34,7 @@ def travel(value, other=refuse, remote=refuse):
     arena = Arena.create(cargo.size_bytes)
     cargo.write_to(arena.address)
     claims = msgspec.json.decode(json.dumps(cargo.claims).encode())
-    storages, tensors = unload(type(cargo.claims)(*claims), arena.size_bytes, copying(arena.address))
+    storages, tensors = unload(type(cargo.claims)(*claims), arena.size_bytes, Copying(arena.address))
     arena.close()
     return Decoder(storages, tensors, remote).decode(tree)
 
@@ -225,7 +226,7 @@ def test_inputs_may_be_seen_in_place():
     cargo.lay_out()
     arena = Arena.create(cargo.size_bytes)
     cargo.write_to(arena.address)
-    storages, tensors = unload(cargo.claims, arena.size_bytes, viewing(arena.carrier))
+    storages, tensors = unload(cargo.claims, arena.size_bytes, Viewing(arena.carrier))
     seen = Decoder(storages, tensors, refuse).decode(tree)
     assert seen.data_ptr() == arena.address
     del seen, storages, tensors
