@@ -18,9 +18,11 @@ from benchmarks.calls import measure_calls
 from benchmarks.confinement import measure_confinement
 from benchmarks.environments import measure_environments
 from benchmarks.evaluating import measure_evaluation
+from benchmarks.goals import judge
+from benchmarks.idle import measure_idle
 from benchmarks.measure import Sizes, Table, machine
 from benchmarks.memory import measure_memory
-from benchmarks.page import render, render_table
+from benchmarks.page import render, render_goals, render_table
 from benchmarks.start import (
     measure_close,
     measure_first_line,
@@ -42,6 +44,7 @@ PARTS: dict[str, Callable[[Bench], list[Table]]] = {
     "confinement": measure_confinement,
     "environments": measure_environments,
     "memory": measure_memory,
+    "idle": measure_idle,
     "close": measure_close,
     "evaluate": measure_evaluation,
 }
@@ -75,6 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 summary = table.summary()
                 report["tables"].append(summary)
                 print(render_table(summary), flush=True)
+        report["absent"] = bench.absent
+    report["goals"] = judge(report["tables"])
+    print(render_goals(report["goals"]), flush=True)
     report["seconds"] = round(time.monotonic() - start, 1)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")

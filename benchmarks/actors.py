@@ -54,7 +54,7 @@ class Actor:
     """One actor with one model."""
 
     def __init__(self, actors: Actors, hub: Path) -> None:
-        ray = self._ray = actors._ray  # noqa: SLF001 - of this module
+        ray = self._ray = actors._ray
 
         @ray.remote(num_cpus=0)
         class Holder:

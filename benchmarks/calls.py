@@ -28,6 +28,11 @@ APART, TOGETHER = "bare socketpair, two idle processors", "bare socketpair, wher
 _SHARED = "Pipe to a spawned process, one tensor that lies in shared memory"
 #: What no program of a user's could take instead.
 NO_PEERS = frozenset({HERE, ISOHUB, APART, TOGETHER, _SHARED})
+_ANEW = (
+    "torch's ways of sharing move a tensor into shared memory at its first crossing, and a program's inputs come anew: "
+    "there each call gets an argument of its own, made before the clock starts. All others copy what they are given "
+    "each time."
+)
 _FD = "a descriptor for each tensor"
 
 
@@ -63,9 +68,7 @@ def measure_calls(bench: Bench) -> list[Table]:
             unit = "µs" if x.nbytes < _LARGE_BYTES else "ms"
             notes = [
                 "`x * 2` of a float32 tensor; the answer is as large as the argument and is dropped at once.",
-                "torch's ways of sharing move a tensor into shared memory at its first crossing, and a program's "
-                "inputs come anew: there each call gets an argument of its own, made before the clock starts. All "
-                "others copy what they are given each time.",
+                _ANEW,
             ]
             if any(way in floors for way in racing):
                 notes.append(

@@ -20,7 +20,7 @@ __all__ = ["PYISOLATE", "Isolate"]
 #: What it gives up with bubblewrap: it has no filter of system calls and no limits, and binds all of /dev/shm.
 PYISOLATE = "a decoder that rebuilds objects; file and network confinement by bubblewrap alone; names in /dev/shm"
 
-_EXTENSION = '''\
+_EXTENSION = """\
 import torch
 from pyisolate import ExtensionBase
 
@@ -31,7 +31,7 @@ class Twice(ExtensionBase):
 
     async def call(self, x):
         return self.model(x)
-'''
+"""
 
 
 class Isolate:

@@ -167,14 +167,24 @@ class Table:
         }
 
 
-def compete(contestants: Sequence[Contestant], rounds: int, warm_ups: int = 0) -> list[Row]:
-    """Let the contestants take turns; each round begins with another one."""
+def compete(
+    contestants: Sequence[Contestant], rounds: int, warm_ups: int = 0, *, settle_s: float = _SETTLE_S
+) -> list[Row]:
+    """Let the contestants take turns; each round begins with another one.
+
+    Args:
+        contestants: Who.
+        rounds: Rounds that count.
+        warm_ups: Rounds before, that do not.
+        settle_s: Seconds between turns; 0 for turns of a few calls each, which follow each other at once.
+    """
     rows = [Row(contestant.name, contestant.gives_up) for contestant in contestants]
     for number in range(-warm_ups, rounds):
         for step in range(len(contestants)):
             place = (number + step) % len(contestants)
-            gc.collect()
-            time.sleep(_SETTLE_S)
+            if settle_s:
+                gc.collect()
+                time.sleep(settle_s)
             samples = list(contestants[place].run())
             if number >= 0:
                 rows[place].rounds.append(samples)
@@ -191,9 +201,10 @@ def timed(action: Callable[[], Any], scale: float = 1e3) -> float:
 
 
 @contextmanager
-def no_collections() -> Iterator[None]:
-    """No garbage collection within, as ``timeit`` has it."""
-    gc.collect()
+def no_collections(*, first: bool = True) -> Iterator[None]:
+    """No garbage collection within, as ``timeit`` has it; one before, unless there is no time for that."""
+    if first:
+        gc.collect()
     gc.disable()
     try:
         yield

@@ -125,8 +125,7 @@ def measure_first_line(bench: Bench) -> list[Table]:
             warm_ups=1 if sizes.rounds > 1 else 0,
         )
     notes = [
-        "isohub: from the call of `load` to the first line of hubconf, by one clock; the worker is new and fully "
-        "confined, and the session has loaded before.",
+        "isohub: from the call of `load` to hubconf's first line, by one clock; in a new worker, fully confined.",
         "The fresh process: from its start until torch is imported.",
     ]
     title = "Warm worker: from the request to hubconf's first line"

@@ -19,7 +19,7 @@ from benchmarks.bench import Bench
 from benchmarks.measure import Contestant, Row, Table, compete
 from benchmarks.peers import PICKLE, Queued, Spawned, load_here
 
-__all__ = ["BUILTBUILT_HERE", "ISOHUB", "SAFETENSORS", "measure_state_dict"]
+__all__ = ["BUILT_HERE", "ISOHUB", "SAFETENSORS", "measure_state_dict"]
 
 _PAGE_BYTES = 4096
 _LOOK_S = 0.01
