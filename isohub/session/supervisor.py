@@ -318,6 +318,9 @@ class Worker:
                     raise ProtocolError("words that nobody asked for")
                 body, descriptors = self._mailbox.pack(question, self._conversation.number + 1, other, self.lacking)
                 self._stage = _Stage.SENDING
+                note = self._mailbox.gone()
+                if note is not None:
+                    self._channel.send(0, note)
                 number = self._conversation.ask()
                 self._channel.send(number, body, descriptors)
                 self._mailbox.sent()
