@@ -394,7 +394,8 @@ class Worker:
                 raise ProtocolError("an error with descriptors")
             raise Faulted(reply)
         finally:
-            discard(descriptors)
+            if descriptors:
+                discard(descriptors)
 
     def _bring(self, want: Want, question: Question) -> None:
         """Have the broker do what the worker wants, and tell it; the question's time and the worker's end count."""

@@ -53,6 +53,8 @@ class Viewing:
         memory: An arena's `carrier`, a parcel's mapping, or bytes.
     """
 
+    __slots__ = ("_memory", "_torch")
+
     def __init__(self, memory: Any) -> None:
         import torch
 
@@ -78,6 +80,8 @@ class Copying:
     Args:
         address: Of its first byte.
     """
+
+    __slots__ = ("_address", "_torch")
 
     def __init__(self, address: int) -> None:
         import torch
