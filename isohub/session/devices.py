@@ -116,11 +116,16 @@ class Traffic:
         self._taken: _Pair | None = None  # with the last one: used from the next on
         self._without: set[str] = set()  # the caller's names of those that have none
 
-    def lay_out(self, cargo: Cargo) -> list[tuple[int, str, bool]]:
-        """Lay a question's cargo out; returns the rows of its ``devices``."""
+    def withdraw(self) -> None:
+        """Begin a question without tensors of a GPU, until `lay_out` says otherwise."""
+        self.follows = False
         if self._offered is not None:  # of a question that was not sent
             self._offered.close()
             self._offered = None
+
+    def lay_out(self, cargo: Cargo) -> list[tuple[int, str, bool]]:
+        """Lay a question's cargo out; returns the rows of its ``devices``."""
+        self.withdraw()
         if self._taken is not None:
             before = self._pairs.get(self._taken.there)
             self._pairs[self._taken.there], self._taken = self._taken, None

@@ -318,6 +318,9 @@ class Worker:
                     raise ProtocolError("words that nobody asked for")
                 body, descriptors = self._mailbox.pack(question, self._conversation.number + 1, other, self.lacking)
                 self._stage = _Stage.SENDING
+                note = self._mailbox.gone()
+                if note is not None:
+                    self._channel.send(0, note)
                 number = self._conversation.ask()
                 self._channel.send(number, body, descriptors)
                 self._mailbox.sent()
@@ -391,7 +394,8 @@ class Worker:
                 raise ProtocolError("an error with descriptors")
             raise Faulted(reply)
         finally:
-            discard(descriptors)
+            if descriptors:
+                discard(descriptors)
 
     def _bring(self, want: Want, question: Question) -> None:
         """Have the broker do what the worker wants, and tell it; the question's time and the worker's end count."""

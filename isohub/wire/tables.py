@@ -41,12 +41,19 @@ class _Row(NamedTuple):
     plain: bool  # a contiguous one that fills a storage of its own
 
 
+def _shaped(flat: Any, row: _Row) -> Any:
+    """The same elements in the row's shape. Not what autograd calls a view: nobody knows a base of it."""
+    return flat if len(row.shape) == 1 else flat.view(row.shape).data
+
+
 class Viewing:
     """Storages that are the memory itself.
 
     Args:
         memory: An arena's `carrier`, a parcel's mapping, or bytes.
     """
+
+    __slots__ = ("_memory", "_torch")
 
     def __init__(self, memory: Any) -> None:
         import torch
@@ -64,7 +71,7 @@ class Viewing:
     def tensor(self, row: _Row, storage: Tuple[int, int]) -> Any:
         """A plain row's tensor, which has its storage for itself."""
         flat = self._torch.frombuffer(self._memory, dtype=row.dtype, count=row.elements, offset=storage[0])
-        return flat if len(row.shape) == 1 else flat.view(row.shape)
+        return _shaped(flat, row)
 
 
 class Copying:
@@ -73,6 +80,8 @@ class Copying:
     Args:
         address: Of its first byte.
     """
+
+    __slots__ = ("_address", "_torch")
 
     def __init__(self, address: int) -> None:
         import torch
@@ -96,7 +105,7 @@ class Copying:
         offset, size = storage
         if size >= SMALLEST_REUSED_BYTES:
             memory = reusable.take(size)
-            own = self._torch.frombuffer(memory, dtype=row.dtype, count=row.elements).view(row.shape)
+            own = _shaped(self._torch.frombuffer(memory, dtype=row.dtype, count=row.elements), row)
         else:
             own = self._torch.empty(row.shape, dtype=row.dtype)
         ctypes.memmove(own.data_ptr(), self._address + offset, size)

@@ -62,14 +62,18 @@ class Caller:
         """Of the open question; 0 when none is."""
         return self._number
 
-    def hear(self) -> Tuple[Dict[str, Any], Sequence[int]]:
-        """The next question, and the descriptors that came with it."""
+    def hear(self) -> Tuple[Dict[str, Any], Sequence[int], Dict[str, Any]]:
+        """The next question, the descriptors that came with it, and what the caller has let go before it."""
+        gone: Dict[str, Any] = {}
         while True:
             frame = self._channel.receive()
+            if not frame.number:
+                gone = json.loads(frame.body)
+                continue
             question = self._read(frame.body)
             if "wish" not in question:
                 self._number = frame.number
-                return question, frame.descriptors
+                return question, frame.descriptors, gone
             close_descriptors(frame.descriptors)
 
     def _read(self, body: bytes) -> Dict[str, Any]:
