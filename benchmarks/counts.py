@@ -13,7 +13,8 @@ needs no performance counters, which hosted machines mostly lack:
 
 A count may be lower than the baseline; then ``--write`` is due, and the check still passes. Whether an answer was
 already there when its reader looked depends on the machine, so a call's figures are medians over many, looking before
-sleeping (`isohub.wire.patience`) is not counted, and each figure has room.
+sleeping (`isohub.wire.patience`) is not counted, and each figure has room. The baseline is the most of several counts,
+and what is above it is counted again: the least counts.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ _ROOM = (
     (": modules", 10.0),
     ("", 1.0),  # of the kernel
 )
+
+_AGAIN = 2
 
 _CALLS = 200
 _TRACED_CALLS = 30
@@ -132,20 +135,35 @@ def main(arguments: list[str] | None = None) -> int:
     """Count, and say what is more than it was."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.counts", description="counts of a fixed workload")
     parser.add_argument("--write", action="store_true", help=f"make these the baseline: {BASELINE.name}")
-    write = parser.parse_args(arguments).write
+    parser.add_argument("--once", action="store_true", help="do not count again what is above it")
+    options = parser.parse_args(arguments)
     found = count()
-    if write:
+    if options.write:
+        for _ in range(_AGAIN):
+            found = _combined(found, count(), max)
         baseline = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
         BASELINE.write_text(json.dumps({**baseline, _python(): found}, indent=1, sort_keys=True) + "\n")
         return 0
+    baseline = json.loads(BASELINE.read_text())
+    complaints = compare(found, baseline)
+    for _ in range(0 if options.once else _AGAIN):
+        if complaints:
+            found = _combined(found, count(), min)
+            complaints = compare(found, baseline)
     for name, value in found.items():
         print(f"{value:10g}  {name}")
-    complaints = compare(found, json.loads(BASELINE.read_text()))
     for complaint in complaints:
         print(complaint, file=sys.stderr)
     if complaints:
         print("hint: if that is as it should be, python -m benchmarks.counts --write", file=sys.stderr)
     return 1 if complaints else 0
+
+
+def _combined(
+    one: dict[str, float], other: dict[str, float], choose: Callable[[float, float], float]
+) -> dict[str, float]:
+    """A figure that one of them lacks is nothing there."""
+    return {name: choose(one.get(name, 0.0), other.get(name, 0.0)) for name in {**one, **other}}
 
 
 def _python() -> str:

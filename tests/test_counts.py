@@ -71,7 +71,7 @@ if "worker" in chosen:
 if "thinking" in chosen:
     packing = mailbox.Mailbox.pack
     mailbox.Mailbox.pack = thinking_long
-raise SystemExit(counts.main([]))
+raise SystemExit(counts.main(["--once"]))
 """
 
 
