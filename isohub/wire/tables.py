@@ -14,6 +14,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from isohub.errors import ProtocolError
 from isohub.wire.arena import ALIGNMENT, SMALLEST_REUSED_BYTES, Claims, dtype_named, reusable, storage_of
+from isohub.wire.copies import Move
 from isohub.wire.devices import Placing, read_devices
 from isohub.wire.protocol import MAX_DIMENSIONS, MAX_TENSORS
 
@@ -79,15 +80,17 @@ class Copying:
 
     Args:
         address: Of its first byte.
+        move: What copies.
     """
 
-    __slots__ = ("_address", "_torch")
+    __slots__ = ("_address", "_move", "_torch")
 
-    def __init__(self, address: int) -> None:
+    def __init__(self, address: int, move: Move = ctypes.memmove) -> None:
         import torch
 
         self._torch = torch
         self._address = address
+        self._move = move
 
     def __call__(self, offset: int, size: int) -> Any:
         """The untyped storage of these bytes."""
@@ -97,7 +100,7 @@ class Copying:
         else:
             own = storage_of(torch.empty(size, dtype=torch.uint8))
         if size:
-            ctypes.memmove(own.data_ptr(), self._address + offset, size)
+            self._move(own.data_ptr(), self._address + offset, size)
         return own
 
     def tensor(self, row: _Row, storage: Tuple[int, int]) -> Any:
@@ -108,7 +111,7 @@ class Copying:
             own = _shaped(self._torch.frombuffer(memory, dtype=row.dtype, count=row.elements), row)
         else:
             own = self._torch.empty(row.shape, dtype=row.dtype)
-        ctypes.memmove(own.data_ptr(), self._address + offset, size)
+        self._move(own.data_ptr(), self._address + offset, size)
         return own
 
 
