@@ -45,9 +45,10 @@ class _Job:
         """Copy what nobody has taken. In a thread that is never interrupted: its parts are counted."""
         while True:
             with self._changed:
-                if not self._parts:
+                try:
+                    part = self._parts.popleft()
+                except IndexError:
                     return
-                part = self._parts.popleft()
                 self._under_way += 1
             ctypes.memmove(*part)
             with self._changed:
