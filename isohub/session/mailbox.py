@@ -24,6 +24,7 @@ from isohub.session.replies import Answer, Ready, Reply, Want
 from isohub.session.request import memory_limit_bytes
 from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, open_parcel
 from isohub.wire.codec import Decoder, Encoder
+from isohub.wire.copies import move
 from isohub.wire.protocol import MAX_FRAME_BYTES
 from isohub.wire.tables import Copying, Source, Viewing
 from isohub.wire.templates import Signed, Template, Templates, signed
@@ -90,7 +91,7 @@ class Mailbox:
                 self.traffic.withdraw()
                 if template.size_bytes:
                     assert self._inbox is not None
-                    template.fill(self._inbox.address, values.tensors)
+                    template.fill(self._inbox.address, values.tensors, move)
                 if question.recording is not None:
                     question.recording.begin(number, (), self._forgotten)
                 return template.body, []
@@ -113,7 +114,7 @@ class Mailbox:
             assert self._inbox is not None
             if cargo.claims.devices:
                 self._inbox.lock_pages()
-            cargo.write_to(self._inbox.address)
+            cargo.write_to(self._inbox.address, move)
         if devices:
             self.traffic.write(cargo)
         unknown = {
@@ -217,7 +218,7 @@ class Mailbox:
         elif reply.via == "outbox":
             arena = self._outbox
             assert arena is not None
-            memory, size, source = arena.carrier, arena.size_bytes, Copying(arena.address)
+            memory, size, source = arena.carrier, arena.size_bytes, Copying(arena.address, move)
         else:
             memory, size, source = b"", 0, Viewing(b"")
         place = self.traffic.placing(reply.devices, memory)

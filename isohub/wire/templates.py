@@ -13,10 +13,10 @@ Side: both, as the sender.
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from isohub.wire.arena import Cargo, storage_of
+from isohub.wire.copies import Move
 
 __all__ = ["Signed", "Template", "Templates", "signed"]
 
@@ -53,10 +53,16 @@ class Template(NamedTuple):
     size_bytes: int
     differentiable: Sequence[int]
 
-    def fill(self, address: int, tensors: Sequence[Any]) -> None:
-        """Copy the tensors to memory of at least `size_bytes`."""
+    def fill(self, address: int, tensors: Sequence[Any], move: Move) -> None:
+        """Copy the tensors to memory of at least `size_bytes`.
+
+        Args:
+            address: Of its first byte.
+            tensors: Of the same signature.
+            move: What copies.
+        """
         for (offset, size), tensor in zip(self.places, tensors):
-            ctypes.memmove(address + offset, tensor.data_ptr(), size)
+            move(address + offset, tensor.data_ptr(), size)
 
 
 class Templates:

@@ -26,6 +26,7 @@ from isohub.sandbox.confine import Confined
 from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, dtype_names, make_parcel
 from isohub.wire.channel import ChannelClosed
 from isohub.wire.codec import Decoder, Encoder, LackedDtype, TooLargeToEncode
+from isohub.wire.copies import move_by_torch
 from isohub.wire.protocol import MAX_FRAME_BYTES, MAX_PARTS, MAX_REFERENCES, close_descriptors
 from isohub.wire.tables import Copying, Viewing
 from isohub.wire.templates import Signed, Template, Templates, signed
@@ -245,7 +246,7 @@ class Server(Operations, Measurements):
             # A graph would keep the inbox; what it keeps is its own, once one has kept it.
             record = question.get("record")
             copied = record is not None and (self._graphs_keep or record["inputs"])
-            source = Copying(inbox.address) if copied and inbox is not None else view
+            source = Copying(inbox.address, move_by_torch) if copied and inbox is not None else view
             place = None
             if tables.devices:
                 if inbox is not None:
@@ -273,7 +274,7 @@ class Server(Operations, Measurements):
             values = Signed((record is not None, values.signature), values.tensors)
             template = self._templates.get(values.signature)
             if template is not None and template.size_bytes <= min(limit, outbox.size_bytes):
-                template.fill(outbox.address, values.tensors)
+                template.fill(outbox.address, values.tensors, move_by_torch)
                 if record:
                     outputs = [values.tensors[row] for row in template.differentiable]
                     self._tapes.keep(number, outputs, record["limit"])
@@ -310,7 +311,7 @@ class Server(Operations, Measurements):
         if size and outbox is not None and size <= outbox.size_bytes:
             if cargo.claims.devices:
                 outbox.lock_pages()
-            cargo.write_to(outbox.address)
+            cargo.write_to(outbox.address, move_by_torch)
             reply["via"] = "outbox"
         elif size:
             reply["via"] = "parcel"
