@@ -37,7 +37,7 @@ from isohub.errors import (
     WorkerTimeoutError,
 )
 from isohub.network.proxy import AllowListProxy
-from isohub.repos.http_errors import shown
+from isohub.repos.naming import shown
 from isohub.sandbox.policy import Confinement
 from isohub.session.background import Background, Budget, Output
 from isohub.session.broker import Broker, Given
