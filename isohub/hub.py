@@ -626,7 +626,6 @@ class Session:
         A requirements file of the caller's may change meanwhile.
         """
         from isohub.environments.prepare import prepare
-        from isohub.environments.store import InUse
 
         known = None
         if checkout is not None and not on.is_host and not isinstance(on.requirements, str):
@@ -644,11 +643,14 @@ class Session:
             refresh=force_reload,
             lockfile=self._lockfile,
         )
-        with self._pool_lock:
-            if self._in_use is None:
-                self._in_use = InUse()
-            self._in_use.add(prepared.runtime.key, prepared.held)
-        prepared = replace(prepared, held=None)
+        if prepared.held is not None:
+            from isohub.environments.store import InUse
+
+            with self._pool_lock:
+                if self._in_use is None:
+                    self._in_use = InUse()
+                self._in_use.add(prepared.runtime.key, prepared.held)
+            prepared = replace(prepared, held=None)
         if known is not None:
             self._prepared_for[known] = prepared
         return prepared
@@ -681,8 +683,6 @@ class Session:
             from isohub.repos.outline import read_outline
             from isohub.session.broker import Broker
             from isohub.session.gate import ProgramGate
-            from isohub.session.handles import make_handle
-            from isohub.session.link import Link
             from isohub.session.pool import WorkerKey
             from isohub.session.request import Placement
 
@@ -717,6 +717,9 @@ class Session:
                 replica=self._replica,
             )
             with pool.lease(key, timeout_s, lambda worker: _check_confinement(worker, gate)) as worker:
+                from isohub.session.handles import make_handle
+                from isohub.session.link import Link
+
                 if worker.equip(broker):
                     undo.pop_all()  # the worker's, until it ends
                 link = Link(worker, pool, checkout, gate, make_handle, timeout_s, self._max_reply_bytes, wanted.verbose)

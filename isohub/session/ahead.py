@@ -10,6 +10,7 @@ Side: caller.
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 import threading
 
@@ -24,5 +25,11 @@ def import_torch() -> None:
 
 
 def _import_torch() -> None:
-    with contextlib.suppress(Exception):  # whoever needs it gets the same error
-        import torch  # noqa: F401
+    collecting = gc.isenabled()
+    gc.disable()  # modules are no garbage: looking for some among them takes a tenth of the import
+    try:
+        with contextlib.suppress(Exception):  # whoever needs it gets the same error
+            import torch  # noqa: F401
+    finally:
+        if collecting:
+            gc.enable()

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from isohub.errors import PolicyError
-from isohub.sandbox.confine import PASSED_VARIABLES
 from isohub.sandbox.grants import is_below
 from isohub.sandbox.policy import NONE, Sandbox
+from isohub.sandbox.processes import PASSED_VARIABLES
 
 __all__ = ["Placement", "gpu_variables", "memory_limit_bytes", "worker_request", "worker_variables"]
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from isohub.environments.runtime import HOST, Runtime
 from isohub.errors import WorkerStartError, printable
-from isohub.sandbox.confine import remove_tree
+from isohub.sandbox.processes import remove_tree
 from isohub.session.background import Background, Output
 from isohub.session.request import Placement, worker_request, worker_variables
 from isohub.wire.channel import ChannelClosed

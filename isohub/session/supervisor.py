@@ -23,7 +23,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -36,7 +36,6 @@ from isohub.errors import (
     WorkerStartError,
     WorkerTimeoutError,
 )
-from isohub.network.proxy import AllowListProxy
 from isohub.repos.naming import shown
 from isohub.sandbox.policy import Confinement
 from isohub.session.background import Background, Budget, Output
@@ -53,6 +52,9 @@ from isohub.session.watchdog import Excess, Watchdog
 from isohub.wire.arena import Cargo
 from isohub.wire.channel import Channel, ChannelClosed, discard
 from isohub.wire.protocol import Conversation, Event, State
+
+if TYPE_CHECKING:
+    from isohub.network.proxy import AllowListProxy
 
 __all__ = ["Versions", "Worker"]
 
@@ -240,6 +242,8 @@ class Worker:
             except OSError as error:
                 discard(descriptors)
                 raise ProtocolError("a listener that is no socket") from error
+            from isohub.network.proxy import AllowListProxy
+
             try:
                 self._proxy = AllowListProxy(listener, hosts, who=self.name)
             except (OSError, ValueError) as error:
