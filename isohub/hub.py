@@ -12,7 +12,6 @@ import functools
 import inspect as inspect_module
 import logging
 import os
-import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -288,6 +287,8 @@ class Session:
             if entry_kwargs is None:
                 _check_keywords(outline, model, own)
             if seed is None and restart is not None:
+                import secrets
+
                 seed = secrets.randbits(63)  # what is drawn from new entropy could not be drawn again
             recipe = Recipe(model, tuple(args), keywords, seed, checked_device(device), compiled)
             built = _built(link, recipe)

@@ -16,10 +16,12 @@ import threading
 
 __all__ = ["import_torch"]
 
+_once = threading.Lock()  # taken for good by the one thread there ever is
+
 
 def import_torch() -> None:
     """Begin to import torch in another thread, unless it is there. Returns at once."""
-    if "torch" not in sys.modules:
+    if "torch" not in sys.modules and _once.acquire(blocking=False):
         # No daemon: a program that ends earlier waits for it, as for an import of its own.
         threading.Thread(target=_import_torch, name="isohub-import-torch").start()
 
@@ -32,4 +34,8 @@ def _import_torch() -> None:
             import torch  # noqa: F401
     finally:
         if collecting:
+            # What is young becomes old without being looked at, unless somebody keeps objects apart for good.
+            if not gc.get_freeze_count():
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from isohub.errors import PolicyError
-from isohub.sandbox.grants import is_below
 from isohub.sandbox.policy import NONE, Sandbox
 from isohub.sandbox.processes import PASSED_VARIABLES
 
@@ -132,6 +131,8 @@ def _check_nesting(placement: Placement, policy: Sandbox) -> None:
     Raises:
         PolicyError: Something does.
     """
+    from isohub.sandbox.grants import is_below
+
     writable = [str(path) for path in policy.write]
     store = None if placement.store is None else os.path.realpath(placement.store)
     for path in writable:

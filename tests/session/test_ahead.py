@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 _HEAVY = ("torch", "numpy", "requests", "dulwich", "psutil", "filelock", "msgspec", "tqdm", "rich", "asyncio")
 
 
@@ -53,3 +55,24 @@ session.close()
 print(len(set(os.listdir("/proc/self/fd")) - before))
 """
     assert run(code, hub("good")).splitlines() == ["no torch today", "no torch today", "0"]
+
+
+@pytest.mark.parametrize("before", ["", "gc.disable()", "gc.freeze()"])
+def test_collections_are_as_they_were(hub, before):
+    code = f"""\
+import gc, sys, isohub
+{before}
+was = gc.isenabled(), gc.get_freeze_count() > 0
+class Cycle: pass
+one = Cycle()
+one.own = one
+import weakref
+gone = weakref.ref(one)
+del one
+with isohub.Session() as session:
+    session.load(sys.argv[1], "mlp")
+assert (gc.isenabled(), gc.get_freeze_count() > 0) == was
+gc.collect()
+print(gone() is None)
+"""
+    assert run(code, hub("good")) == "True"
