@@ -340,9 +340,13 @@ def _end(
     """End what a pool has started, unless this is a fork of the process that started it."""
     if os.getpid() != pid:
         return
-    for entry in [*entries.values()]:
-        if entry.worker is not None:
-            entry.worker.close()
+    workers = [entry.worker for entry in [*entries.values()] if entry.worker is not None]
+    for worker in workers:  # all at once, and then each is waited for
+        worker.begin_to_close()
+    for zygote in [*zygotes.values()]:
+        zygote.begin_to_close()
+    for worker in workers:
+        worker.close()
     entries.clear()
     for zygote in [*zygotes.values()]:
         zygote.close()

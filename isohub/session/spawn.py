@@ -195,10 +195,14 @@ class Zygote:
         words += f" ({_exit_words(self._process.returncode)}) before it was asked to"
         return could_not_start(words, self._runtime, self._output.tail())
 
-    def close(self) -> None:
-        """End it and every process that it is an ancestor of; does not return before they are gone."""
+    def begin_to_close(self) -> None:
+        """Have it end, with every process that it is an ancestor of, and do not wait; `close` is to follow."""
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)  # a forked child of the caller's may hold a copy of it
+
+    def close(self) -> None:
+        """End it and every process that it is an ancestor of; does not return before they are gone."""
+        self.begin_to_close()
         self._control.close()
         try:
             self._process.wait(_STOP_TIMEOUT_S)

@@ -617,10 +617,14 @@ class Worker:
         """Whether it can still be asked."""
         return self._obituary is None
 
-    def close(self) -> None:
-        """Kill it and wait until it is gone. A question that is open in another thread fails."""
+    def begin_to_close(self) -> None:
+        """Kill it, and do not wait; `close` is to follow."""
         self._closing = True
         self.kill()
+
+    def close(self) -> None:
+        """Kill it and wait until it is gone. A question that is open in another thread fails."""
+        self.begin_to_close()
         with self._lock:
             if self._obituary is None:
                 self._process.exit_status(_EXIT_NOTICE_S)
