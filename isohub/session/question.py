@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["CallInterrupted", "Faulted", "Question"]
 
 
-@dataclass
+@dataclass(slots=True)
 class Question:
     """One thing asked of a worker.
 
