@@ -20,6 +20,7 @@ from benchmarks.environments import measure_environments
 from benchmarks.evaluating import measure_evaluation
 from benchmarks.goals import judge
 from benchmarks.idle import measure_idle
+from benchmarks.many import measure_many, measure_soak
 from benchmarks.measure import Sizes, Table, machine
 from benchmarks.memory import measure_memory
 from benchmarks.page import render, render_goals, render_table
@@ -47,7 +48,11 @@ PARTS: dict[str, Callable[[Bench], list[Table]]] = {
     "idle": measure_idle,
     "close": measure_close,
     "evaluate": measure_evaluation,
+    "many": measure_many,
+    "soak": measure_soak,
 }
+#: Those that run when they are asked for: ten minutes for one table.
+_ASKED_FOR = {"soak"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sizes = Sizes.quick() if options.quick else Sizes()
     given = {name: getattr(options, name) for name in _FIELDS if getattr(options, name) is not None}
     sizes = dataclasses.replace(sizes, **given)
-    parts = [name for name in PARTS if name in options.part or not options.part]
+    parts = [name for name in PARTS if name in (options.part or {*PARTS} - _ASKED_FOR)]
 
     start = time.monotonic()
     report: dict[str, Any] = {
@@ -111,7 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="isohub beside what one would use instead"
     )
-    parser.add_argument("part", nargs="*", choices=[*PARTS, []], help=f"of {', '.join(PARTS)}; all unless given")
+    parser.add_argument(
+        "part", nargs="*", choices=[*PARTS, []], help=f"of {', '.join(PARTS)}; all but soak unless given"
+    )
     parser.add_argument("--quick", action="store_true", help="under a minute; the figures mean little")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the page there: docs/performance.md")

@@ -161,6 +161,36 @@ def _percent(key: str, name: str, other: str, below: float) -> Callable[[Tables]
     return measure
 
 
+#: What the tables of `benchmarks.many` say when as many lived as the goal asks for.
+_LIVE = "64"
+
+
+def _live_in(limit_mib: float) -> Callable[[Tables], Measured | None]:
+    """All of them at once, in so much memory."""
+
+    def measure(tables: Tables) -> Measured | None:
+        names = [name for name in tables.names("many_memory") if _LIVE in name.split()]
+        row = tables.row("many_memory", names[0]) if names else None
+        if row is None:
+            return None
+        return Measured(row["median"], f"{row['median'] / 1024:.3g} GiB", row["median"] <= limit_mib)
+
+    return measure
+
+
+def _later_starts(most: float) -> Callable[[Tables], Measured | None]:
+    """The last ones against the first ones."""
+
+    def measure(tables: Tables) -> Measured | None:
+        names = tables.names("many_start")
+        if len(names) != 2 or _LIVE not in names[1].split():
+            return None
+        ratio = tables.over_rounds("many_start", names[1], names[0], lambda ours, theirs: ours / theirs)
+        return None if ratio is None else Measured(ratio, f"{_figure(ratio)} times", ratio <= most)
+
+    return measure
+
+
 def _figure(value: float) -> str:
     if not math.isfinite(value):
         return str(value)
@@ -231,6 +261,8 @@ GOALS = (
         "USS at most 1/20 of a fresh process's",
         _share("memory_small", memory.SMALL_ISOHUB, memory.SMALL_FRESH, 20),
     ),
+    Goal("64 refs live", "works in 24 GB", _live_in(24 << 10)),
+    Goal("64 refs live", "start of the 64th no slower than twice the 2nd", _later_starts(2)),
     Goal("idle", "0 CPU", _below("idle", idle.ISOHUB, "median", idle.NOTHING_MS, "ms a second")),
     Goal(
         "confinement's cost in a call, 4 B",

@@ -205,6 +205,17 @@ def test_what_confinement_costs_is_a_share(ours, text, reached):
     assert judged([table("confinement_call_4", **rows)], "confinement's cost in a call, 4 B", "2 %") == (text, reached)
 
 
+@pytest.mark.parametrize(("last", "text", "reached"), [([40.0], "2 times", True), ([41.0], "2.05 times", False)])
+def test_many_refs_count_when_they_were_as_many(last, text, reached):
+    first = "each of the first eight after the first"
+    tables = [table("many_start", **{first: [20.0], "each of the last eight of 64": last})]
+    assert judged(tables, "64 refs", "twice") == (text, reached)
+    tables = [table("many_start", **{first: [20.0], "each of the last eight of 4": last})]
+    assert judged(tables, "64 refs", "twice")[1] is None
+    tables = [table("many_memory", "MiB", **{"64 workers and their zygote": [2048.0]})]
+    assert judged(tables, "64 refs", "24 GB") == ("2 GiB", True)
+
+
 def test_goals_are_in_the_page_with_yes_and_no():
     rows = {HERE: [10.0], ISOHUB: [20.0]}
     page = render_goals(judge([table("call_38000000", **rows)]))
@@ -237,4 +248,6 @@ def test_every_part_of_the_page_has_a_runner():
         "idle",
         "close",
         "evaluate",
+        "many",
+        "soak",
     ]
