@@ -28,6 +28,7 @@ rules = [Rule("/usr", "read"), Rule("/bin", "read"), Rule("/lib", "read"), Rule(
          Rule(given + "/read", "read"), Rule(given + "/write", "write"), Rule(given + "/read/below", "read"),
          Rule(given + "/write/below", "read"), Rule(given + "/list", "list"), Rule(given + "/one", "read"), Rule("/proc/self", "read")]
 tree.bind(rules)
+tree.show_processes()
 tree.own(own, 1 << 20)
 tree.hide(given + "/read/.git")
 tree.hide(given + "/read/.git-file")
