@@ -31,15 +31,19 @@ _write = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode  # json
 
 
 class Caller:
-    """The worker's end of the conversation."""
+    """The worker's end of the conversation, once it is connected."""
 
-    def __init__(self, end: Any) -> None:
-        self._channel = Channel(end)
+    def __init__(self) -> None:
+        self._channel: Channel
         self._speaking = threading.Lock()
         self._speaker = 0  # the thread that has the lock
         self._number = 0  # of the open question; 0 when none is
         self._wishes = 0
         self._pid = os.getpid()
+
+    def connect(self, end: Any) -> None:
+        """Speak by this socket from now on."""
+        self._channel = Channel(end)
 
     def greet(self, confined: Confined) -> None:
         """Say ready, and what confines this process; where the caller's proxy is to listen goes to the caller."""

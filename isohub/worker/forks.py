@@ -189,6 +189,15 @@ def _become_worker(
             begun = Begun(machine, kind, directory, [end.fileno()])
         except OSError as error:
             fault = error
+        from isohub.worker.caller import Caller
+        from isohub.worker.serve import make_server, rehearse, serve
+
+        caller, server = Caller(), None
+        if not packages and "torch" in sys.modules:  # else what torch is would be somebody's whom nobody has confined
+            take_in(packages)
+            server = make_server(caller)
+            if ahead:
+                rehearse(caller, server)
         # Who waits is told of a fault. If nobody does, the next load tries anew.
         request, descriptors = receive(end, socket.MSG_DONTWAIT if fault is not None and ahead else 0)
         end.close()
@@ -205,9 +214,8 @@ def _become_worker(
         except (OSError, ValueError) as error:
             os.write(2, f"{error}\n".encode("utf-8", "backslashreplace"))
             os._exit(UNCONFINED)
-        from isohub.worker.serve import serve
-
-        serve(socket.socket(fileno=channel), confined, lambda: take_in(packages))
+        caller.connect(socket.socket(fileno=channel))
+        serve(caller, confined, server, lambda: take_in(packages))
         code = 0
     except (EOFError, BlockingIOError):
         code = UNCONFINED  # a spare that nobody needs any more, or that could not be confined

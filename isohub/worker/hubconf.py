@@ -16,7 +16,7 @@ import random
 import sys
 from typing import Any, List, Optional, Sequence
 
-__all__ = ["Hubconf", "HubconfFailed", "seed_everything"]
+__all__ = ["Hubconf", "HubconfFailed", "seed_everything", "seed_host"]
 
 _NUMPY_SEED_LIMIT = 1 << 32  # numpy.random.seed takes 32 bits, torch 64
 
@@ -115,12 +115,18 @@ def seed_everything(seed: Optional[int]) -> None:
 
     if seed is None:
         seed = int.from_bytes(os.urandom(8), "little") >> 1
+    seed_host(seed)
     # In a worker only: to ask in the zygote would initialise CUDA there, and a fork could not use it any more.
+    # Where there is none torch.manual_seed would note a seed, with a formatted stack, for each that is not there.
     if torch.cuda.is_available() or (hasattr(torch, "xpu") and torch.xpu.is_available()):
         torch.manual_seed(seed)
-    else:
-        # torch.manual_seed would note a seed, with a formatted stack, for each accelerator that is not there.
-        torch.default_generator.manual_seed(seed)
+
+
+def seed_host(seed: int) -> None:
+    """Seed the generators of the processor's."""
+    import torch
+
+    torch.default_generator.manual_seed(seed)
     random.seed(seed)
     if _can_find("numpy"):
         import numpy

@@ -15,6 +15,7 @@ import operator
 import os
 import reprlib
 import signal
+import socket
 import sys
 import traceback
 import types
@@ -33,7 +34,7 @@ from isohub.wire.arena import (
     unload,
     viewing,
 )
-from isohub.wire.channel import ChannelClosed
+from isohub.wire.channel import Channel, ChannelClosed
 from isohub.wire.codec import Decoder, Encoder, LackedDtype, TooLargeToEncode
 from isohub.wire.protocol import MAX_FRAME_BYTES, MAX_PARTS, MAX_REFERENCES, close_descriptors
 from isohub.worker import storages
@@ -42,7 +43,7 @@ from isohub.worker.compiling import compile_module
 from isohub.worker.devices import SharedGpus, mover_to
 from isohub.worker.downloads import Downloads
 from isohub.worker.evaluating import Evaluator
-from isohub.worker.hubconf import Hubconf, HubconfFailed, seed_everything
+from isohub.worker.hubconf import Hubconf, HubconfFailed, seed_everything, seed_host
 from isohub.worker.measuring import Measurements
 from isohub.worker.modes import entered
 from isohub.worker.operations import OPERATIONS, Operations, sort_of, unpickled
@@ -50,7 +51,7 @@ from isohub.worker.packages import versions
 from isohub.worker.parameters import act_on_parameter, every_member
 from isohub.worker.tapes import Tapes
 
-__all__ = ["Server", "serve"]
+__all__ = ["Server", "make_server", "rehearse", "serve"]
 
 # An object's repr as far as it is worth reading: containers that share their parts can take for ever to print.
 _summary = reprlib.Repr()
@@ -86,20 +87,26 @@ class _TooLarge(Exception):  # noqa: N818 - turned into a message at once
     pass
 
 
-def serve(end: Any, confined: Confined, take_in: Callable[[], None]) -> None:
-    """Answer the caller on this socket until it closes.
+def serve(caller: Caller, confined: Confined, server: Optional[Server], take_in: Callable[[], None]) -> None:
+    """Answer the caller until it is gone.
 
     Args:
-        end: The socket.
+        caller: It is connected.
         confined: What confines this process, which is said before anything else is done.
-        take_in: Brings the environment's packages, which may be anybody's, on the first question (`do_prepare`).
+        server: What answers, if it could be made before.
+        take_in: Else this brings the environment's packages, which may be anybody's, on the first question
+            (`Server.do_prepare`).
     """
-    caller = Caller(end)
     try:
         caller.greet(confined)
+        if server is not None:
+            seed_everything(None)  # while the caller looks at what was said
         question, descriptors = caller.hear()
         try:
-            server = _prepared(caller, take_in)
+            if server is None:
+                take_in()
+                server = make_server(caller)
+                seed_everything(None)
         except BaseException as error:
             close_descriptors(descriptors)
             caller.answer(dump({**_describe(error), "number": question["number"], "kept": False}), [])
@@ -115,15 +122,34 @@ def serve(end: Any, confined: Confined, take_in: Callable[[], None]) -> None:
     sys.stderr.flush()
 
 
-def _prepared(caller: Caller, take_in: Callable[[], None]) -> Server:
-    take_in()
-    seed_everything(None)
+def make_server(caller: Caller) -> Server:
+    """What answers, and what it changes of this process: torch's downloads and storages, and what Ctrl-C does."""
     downloads = Downloads(caller)
     downloads.install()
     storages.install()
     server = Server(downloads)
     signal.signal(signal.SIGINT, server.interrupted)
     return server
+
+
+def rehearse(caller: Caller, server: Server) -> None:
+    """Ask and answer a first question, of this process's own.
+
+    What is written on the way, reference counts above all, lies in pages that a fork shares with its parent until then:
+    the copies are made now, and the worker's first question finds them.
+    """
+    seed_host(0)  # that of the worker's life comes when it is confined, and may see devices
+    encoder = Encoder(Cargo(), server._refer)
+    question = {
+        "op": "prepare", "number": 0, "target": None, "args": [encoder.encode(""), encoder.encode(dtype_names())],
+        "claims": [[], []], "arenas": [], "released": [], "forgotten": [], "limit": 0, "parcel": False, "grad": True,
+        "inference": False,
+    }  # fmt: skip
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        caller.connect(ours)
+        Channel(theirs).send(dump(question))
+        caller.answer(*server.answer(*caller.hear()))
 
 
 class Server(Operations, Measurements):
