@@ -19,7 +19,7 @@ import json
 import os
 import signal
 import threading
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from isohub.sandbox.confine import Confined
 from isohub.wire.channel import Channel
@@ -45,11 +45,16 @@ class Caller:
         """Speak by this socket from now on."""
         self._channel = Channel(end)
 
-    def greet(self, confined: Confined) -> None:
-        """Say ready, and what confines this process; where the caller's proxy is to listen goes to the caller."""
+    def greet(self, confined: Confined, facts: Optional[Tuple[str, str, List[str]]]) -> None:
+        """Say ready, and what confines this process; where the caller's proxy is to listen goes to the caller.
+
+        Args:
+            confined: What does.
+            facts: Versions of Python and torch, and names of dtypes, if they are known.
+        """
         layers = [list(confined.active), list(confined.missing)]
         listeners = [] if confined.listener is None else [confined.listener.fileno()]
-        ready = {"event": "ready", "number": 0, "layers": layers, "details": confined.details}
+        ready = {"event": "ready", "number": 0, "layers": layers, "details": confined.details, "facts": facts}
         self._channel.send(dump(ready), listeners)
         if confined.listener is not None:
             confined.listener.close()

@@ -98,7 +98,7 @@ def serve(caller: Caller, confined: Confined, server: Optional[Server], take_in:
             (`Server.do_prepare`).
     """
     try:
-        caller.greet(confined)
+        caller.greet(confined, None if server is None else (*versions(), dtype_names()))
         if server is not None:
             seed_everything(None)  # while the caller looks at what was said
         question, descriptors = caller.hear()
