@@ -190,7 +190,8 @@ def _become_worker(
         except OSError as error:
             fault = error
         from isohub.worker.caller import Caller
-        from isohub.worker.serve import make_server, rehearse, serve
+        from isohub.worker.rehearsal import rehearse
+        from isohub.worker.serve import make_server, serve
 
         caller, server = Caller(), None
         if not packages and "torch" in sys.modules:  # else what torch is would be somebody's whom nobody has confined

@@ -15,7 +15,6 @@ import operator
 import os
 import reprlib
 import signal
-import socket
 import sys
 import traceback
 import types
@@ -34,7 +33,7 @@ from isohub.wire.arena import (
     unload,
     viewing,
 )
-from isohub.wire.channel import Channel, ChannelClosed
+from isohub.wire.channel import ChannelClosed
 from isohub.wire.codec import Decoder, Encoder, LackedDtype, TooLargeToEncode
 from isohub.wire.protocol import MAX_FRAME_BYTES, MAX_PARTS, MAX_REFERENCES, close_descriptors
 from isohub.worker import storages
@@ -43,7 +42,7 @@ from isohub.worker.compiling import compile_module
 from isohub.worker.devices import SharedGpus, mover_to
 from isohub.worker.downloads import Downloads
 from isohub.worker.evaluating import Evaluator
-from isohub.worker.hubconf import Hubconf, HubconfFailed, seed_everything, seed_host
+from isohub.worker.hubconf import Hubconf, HubconfFailed, seed_everything
 from isohub.worker.measuring import Measurements
 from isohub.worker.modes import entered
 from isohub.worker.operations import OPERATIONS, Operations, sort_of, unpickled
@@ -51,7 +50,7 @@ from isohub.worker.packages import versions
 from isohub.worker.parameters import act_on_parameter, every_member
 from isohub.worker.tapes import Tapes
 
-__all__ = ["Server", "make_server", "rehearse", "serve"]
+__all__ = ["Server", "make_server", "serve"]
 
 # An object's repr as far as it is worth reading: containers that share their parts can take for ever to print.
 _summary = reprlib.Repr()
@@ -130,26 +129,6 @@ def make_server(caller: Caller) -> Server:
     server = Server(downloads)
     signal.signal(signal.SIGINT, server.interrupted)
     return server
-
-
-def rehearse(caller: Caller, server: Server) -> None:
-    """Ask and answer a first question, of this process's own.
-
-    What is written on the way, reference counts above all, lies in pages that a fork shares with its parent until then:
-    the copies are made now, and the worker's first question finds them.
-    """
-    seed_host(0)  # that of the worker's life comes when it is confined, and may see devices
-    encoder = Encoder(Cargo(), server._refer)
-    question = {
-        "op": "prepare", "number": 0, "target": None, "args": [encoder.encode(""), encoder.encode(dtype_names())],
-        "claims": [[], []], "arenas": [], "released": [], "forgotten": [], "limit": 0, "parcel": False, "grad": True,
-        "inference": False,
-    }  # fmt: skip
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        caller.connect(ours)
-        Channel(theirs).send(dump(question))
-        caller.answer(*server.answer(*caller.hear()))
 
 
 class Server(Operations, Measurements):

@@ -71,7 +71,7 @@ def main(control_descriptor: int, directory: str, when: str, surroundings: str) 
     zygote = Zygote(control, caller, directory, inits, packages)
     try:
         with _watching(caller, zygote):
-            from isohub.worker import serve  # noqa: F401 - for the forks
+            from isohub.worker import rehearsal, serve  # noqa: F401 - for the forks
 
             _extend_path(settings["site_directories"])
             if when == "ahead":
