@@ -14,7 +14,10 @@ import importlib.util
 import os
 import random
 import sys
-from typing import Any, List, Optional, Sequence
+from importlib.machinery import SourceFileLoader
+from typing import Any, List, Optional, Sequence, Type
+
+from isohub.worker.bytecode import install
 
 __all__ = ["Hubconf", "HubconfFailed", "seed_everything", "seed_host"]
 
@@ -35,21 +38,25 @@ class Hubconf:
 
     def __init__(self) -> None:
         self._path: Optional[str] = None
+        self._loader: Type[SourceFileLoader] = SourceFileLoader
         self._module: Any = None
         self._failure: Optional[BaseException] = None
 
-    def open(self, path: str, dependencies: Sequence[str]) -> List[str]:
+    def open(self, path: str, dependencies: Sequence[str], bytecode: Optional[bytes] = None) -> List[str]:
         """Put the checkout in its place. Runs nothing of the repo's.
 
         Args:
             path: The directory that holds ``hubconf.py``.
             dependencies: Import names, top-level, that hubconf declares.
+            bytecode: Of its modules, if there is some (`isohub.worker.bytecode`).
 
         Returns:
             Those of them that cannot be found, in order.
         """
         if self._path is None:
             self._path = path
+            if bytecode is not None:
+                self._loader = install(path, bytecode)
             sys.path.insert(0, path)
             sys.argv = [""]
             sys.dont_write_bytecode = True  # neither into a read-only checkout nor into a user's clone
@@ -63,7 +70,7 @@ class Hubconf:
         if self._module is None:
             assert self._path is not None
             place = os.path.join(self._path, "hubconf.py")
-            spec = importlib.util.spec_from_file_location("hubconf", place)
+            spec = importlib.util.spec_from_file_location("hubconf", place, loader=self._loader("hubconf", place))
             assert spec is not None
             assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)

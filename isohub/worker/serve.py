@@ -37,6 +37,7 @@ from isohub.wire.channel import ChannelClosed
 from isohub.wire.codec import Decoder, Encoder, LackedDtype, TooLargeToEncode
 from isohub.wire.protocol import MAX_FRAME_BYTES, MAX_PARTS, MAX_REFERENCES, close_descriptors
 from isohub.worker import storages
+from isohub.worker.bytecode import compile_tree
 from isohub.worker.caller import Caller, dump
 from isohub.worker.compiling import compile_module
 from isohub.worker.devices import SharedGpus, mover_to
@@ -337,9 +338,13 @@ class Server(Operations, Measurements):
         self._lacking = frozenset(own).difference(dtypes)
         return (*versions(), own)
 
-    def do_open(self, path: str, dependencies: List[str], bound: bool) -> List[str]:
+    def do_open(self, path: str, dependencies: List[str], bound: bool, bytecode: Optional[bytes]) -> List[str]:
         self._downloads.bound = bound
-        return self._hubconf.open(path, dependencies)
+        return self._hubconf.open(path, dependencies, bytecode)
+
+    def do_compile_tree(self, path: str) -> bytes:
+        os.nice(19)  # nobody waits for it
+        return compile_tree(path)
 
     def do_import(self, seed: Optional[int]) -> None:
         if seed is not None:
