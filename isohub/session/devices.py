@@ -23,9 +23,10 @@ import torch
 
 from isohub.errors import PolicyError, ProtocolError
 from isohub.sandbox.policy import Sandbox
-from isohub.wire.arena import SMALLEST_DIRECT_BYTES, Cargo, aligned, viewing
+from isohub.wire.arena import SMALLEST_DIRECT_BYTES, Cargo, aligned
 from isohub.wire.device_memory import DeviceArena
 from isohub.wire.devices import Placing, placing
+from isohub.wire.tables import Viewing
 
 __all__ = ["Gpus", "Traffic", "checked_device", "gpu_variables"]
 
@@ -115,11 +116,16 @@ class Traffic:
         self._taken: _Pair | None = None  # with the last one: used from the next on
         self._without: set[str] = set()  # the caller's names of those that have none
 
-    def lay_out(self, cargo: Cargo) -> list[tuple[int, str, bool]]:
-        """Lay a question's cargo out; returns the rows of its ``devices``."""
+    def withdraw(self) -> None:
+        """Begin a question without tensors of a GPU, until `lay_out` says otherwise."""
+        self.follows = False
         if self._offered is not None:  # of a question that was not sent
             self._offered.close()
             self._offered = None
+
+    def lay_out(self, cargo: Cargo) -> list[tuple[int, str, bool]]:
+        """Lay a question's cargo out; returns the rows of its ``devices``."""
+        self.withdraw()
         if self._taken is not None:
             before = self._pairs.get(self._taken.there)
             self._pairs[self._taken.there], self._taken = self._taken, None
@@ -190,7 +196,7 @@ class Traffic:
 
         Args:
             claimed_devices: The answer's rows. Trust: worker.
-            memory: The answer's host memory, as `viewing` takes it.
+            memory: The answer's host memory, as `Viewing` takes it.
         """
         if not claimed_devices or not self.follows:
             return None
@@ -199,7 +205,7 @@ class Traffic:
             pair = self._pairs.get(name)
             return None if pair is None else pair.outbox
 
-        place = placing(self._gpus.here, viewing(memory), arena_of)
+        place = placing(self._gpus.here, Viewing(memory), arena_of)
         totals: dict[str, int] = {}
 
         def noted(name: str, direct: bool, offset: int, size: int) -> Any:

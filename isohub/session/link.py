@@ -217,12 +217,14 @@ class Link:
             recording=recording,
         )
         references = itertools.count(1)  # of this one answer
+        answered = False
         try:
             answer = self.worker.ask(
                 question,
                 lambda cargo, value: self._encode(cargo, value, question),
                 lambda claimed: self._handle(claimed, next(references)),
             )
+            answered = True
         except Faulted as faulted:
             raise self._error(faulted, question) from None
         except SessionClosedError as error:
@@ -235,6 +237,9 @@ class Link:
                 hint="pass large data as tensors or arrays",
                 phase=phase,
             ) from None
+        finally:
+            if recording is not None and not answered:
+                recording.abandon()
         if recording is not None:
             recording.tie()
         return answer

@@ -16,7 +16,7 @@ from isohub.session.replies import Fault
 __all__ = ["CallInterrupted", "Faulted", "Question"]
 
 
-@dataclass
+@dataclass(slots=True)
 class Question:
     """One thing asked of a worker.
 

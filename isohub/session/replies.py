@@ -7,18 +7,21 @@ Side: caller. Trust: worker. Refuses: unknown fields, wrong types, missing field
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Literal
 
 import msgspec
 
 from isohub.errors import ProtocolError, printable
+from isohub.wire.arena import Claims
 from isohub.wire.protocol import MAX_PARTS
+from isohub.wire.tables import Tables, read_tables
 
-__all__ = ["Answer", "Fault", "Ready", "Reply", "Want", "read_reply", "read_status"]
+__all__ = ["Answer", "Fault", "Ready", "Replies", "Reply", "Want", "read_reply", "read_status"]
 
 
 class _Message(msgspec.Struct, tag_field="event", forbid_unknown_fields=True, frozen=True):
-    number: int
+    pass
 
 
 class Ready(_Message, tag="ready", frozen=True):
@@ -32,7 +35,7 @@ class Ready(_Message, tag="ready", frozen=True):
     facts: tuple[str, str, list[str]] | None = None
 
 
-class Answer(_Message, tag="value", frozen=True):
+class Answer(_Message, tag="value", frozen=True, dict=True):
     """An answer, and the tables of what lies where in the shared memory that `via` names.
 
     `devices` has the storages that are a GPU's; `took` is the GPU whose arenas were offered and mapped. `recorded` has
@@ -46,6 +49,11 @@ class Answer(_Message, tag="value", frozen=True):
     devices: list[tuple[int, str, bool]] = []
     took: str | None = None
     recorded: list[int] = []
+
+    @cached_property
+    def tables(self) -> Tables:
+        """What `claims` and `devices` say, each number checked; raises `ProtocolError`."""
+        return read_tables(Claims(*self.claims, self.devices))
 
 
 class Fault(_Message, tag="error", frozen=True):
@@ -76,6 +84,9 @@ Reply = Ready | Answer | Fault | Want
 #: What is shown of msgspec's reasons; those that hold no name of the worker's are shorter.
 _LONGEST_REASON_CHARS = 300
 
+# Answers of one model differ in little but the numbers in its tensors. Longer ones are worth no memory.
+_MOST_KNOWN, _LONGEST_KNOWN_BYTES = 64, 4096
+
 _reply_decoder: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
 
 
@@ -86,6 +97,24 @@ class _Status(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 _status_decoder = msgspec.json.Decoder(_Status)
+
+
+class Replies:
+    """Reads what one worker says. A text that it has said before is read and checked once; it means the same."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Reply] = {}
+
+    def read(self, body: bytes) -> Reply:
+        """One frame's body; raises as `read_reply` does."""
+        known = self._known.get(body)
+        if known is None:
+            known = read_reply(body)
+            if len(body) <= _LONGEST_KNOWN_BYTES:
+                if len(self._known) >= _MOST_KNOWN:
+                    self._known.clear()
+                self._known[body] = known
+        return known
 
 
 def read_reply(body: bytes) -> Reply:

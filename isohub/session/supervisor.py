@@ -47,11 +47,12 @@ from isohub.session.options import Interruption
 from isohub.session.process import DeadlinePassed, NotMade, Process, milliseconds
 from isohub.session.question import CallInterrupted, Faulted, Question
 from isohub.session.register import Row
-from isohub.session.replies import Answer, Fault, Ready, Reply, Want, read_reply
+from isohub.session.replies import Answer, Fault, Ready, Replies, Reply, Want
 from isohub.session.request import Placement
 from isohub.session.watchdog import Excess, Watchdog
 from isohub.wire.arena import Cargo
 from isohub.wire.channel import Channel, ChannelClosed, discard
+from isohub.wire.patience import Patience
 from isohub.wire.protocol import Conversation, Event, State
 
 __all__ = ["Versions", "Worker"]
@@ -150,6 +151,8 @@ class Worker:
         self._poll.register(status.fileno(), select.POLLIN)
         self._lock = threading.Lock()
         self._conversation = Conversation()
+        self._replies = Replies()
+        self._patience = Patience(channel.fileno())
         self._deadline: float | None = None
         self._stage = _Stage.IDLE
         self._interruption: Interruption | None = None  # of the question under way
@@ -318,8 +321,11 @@ class Worker:
                     raise ProtocolError("words that nobody asked for")
                 body, descriptors = self._mailbox.pack(question, self._conversation.number + 1, other, self.lacking)
                 self._stage = _Stage.SENDING
-                self._conversation.ask()
-                self._channel.send(body, descriptors)
+                note = self._mailbox.gone()
+                if note is not None:
+                    self._channel.send(0, note)
+                number = self._conversation.ask()
+                self._channel.send(number, body, descriptors)
                 self._mailbox.sent()
                 self._stage = _Stage.READING
                 answer = self._receive(question, remote)
@@ -391,7 +397,8 @@ class Worker:
                 raise ProtocolError("an error with descriptors")
             raise Faulted(reply)
         finally:
-            discard(descriptors)
+            if descriptors:
+                discard(descriptors)
 
     def _bring(self, want: Want, question: Question) -> None:
         """Have the broker do what the worker wants, and tell it; the question's time and the worker's end count."""
@@ -447,10 +454,10 @@ class Worker:
         try:
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 raise DeadlinePassed  # a wish after a wish is no way past it either
-            body = msgspec.json.encode({"number": self._conversation.number, "wish": wish, **given.message()})
+            body = msgspec.json.encode({"wish": wish, **given.message()})
             self._stage = _Stage.SENDING
             self._conversation.give()
-            self._channel.send(body, [] if given.descriptor is None else [given.descriptor])
+            self._channel.send(self._conversation.number, body, [] if given.descriptor is None else [given.descriptor])
         finally:
             given.drop()
         self._stage = _Stage.READING
@@ -464,8 +471,8 @@ class Worker:
     def _hear_frame(self) -> tuple[Reply, Sequence[int]]:
         frame = self._channel.receive()
         try:
-            reply = read_reply(frame.body)
-            self._conversation.hear(_EVENTS[type(reply)], reply.number)
+            reply = self._replies.read(frame.body)
+            self._conversation.hear(_EVENTS[type(reply)], frame.number)
         except BaseException:
             discard(frame.descriptors)
             raise
@@ -474,10 +481,16 @@ class Worker:
     def _wait(self, event: int) -> None:
         """Return when the channel can be used; raise when that will never be, or not in time."""
         channel = self._channel.fileno()
-        self._poll.modify(channel, event)
         reading = self._stage is _Stage.READING
+        slept = False
         if reading:
             self._stage = _Stage.WAITING
+            if not self._channel.begun:
+                if self._patience.look():
+                    self._stage = _Stage.READING
+                    return
+                slept = True
+        self._poll.modify(channel, event)
         interruption = self._interruption if reading else None
         if interruption is not None:
             self._poll.register(interruption.fileno(), select.POLLIN)
@@ -490,6 +503,8 @@ class Worker:
             raise CallInterrupted
         if reading:
             self._stage = _Stage.READING
+            if slept:
+                self._patience.slept()
         late = self._deadline is not None and time.monotonic() >= self._deadline
         # Before death: a worker may answer and then die. Half a message in time is not in time.
         if channel in ready and not (late and (event == select.POLLOUT or self._channel.begun)):

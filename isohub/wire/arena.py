@@ -11,10 +11,9 @@ Two kinds of memory cross:
   the caller writes stays the caller's own.
 
 `Cargo` is what one message carries: it lays tensors and bytes out, keeps aliases (tensors of one
-storage share one entry) and writes them. `unload` checks every claimed number against the memory
-there is, before a tensor exists, and gives the tensors back.
+storage share one entry) and writes them. `isohub.wire.tables` reads them again.
 
-Refuses to: believe a size, map what is not sealed, build a tensor past the end of its storage.
+Refuses to: believe a size, map what is not sealed.
 Side: both; each function says which. Source: memfd_create(2), fcntl(2) F_ADD_SEALS, mmap(2).
 """
 
@@ -25,40 +24,35 @@ import fcntl
 import mmap
 import os
 import weakref
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from isohub.errors import ProtocolError
+from isohub.wire.copies import Move
 from isohub.wire.device_memory import DeviceArena
-from isohub.wire.devices import Placing, copy_down, is_carried, page_lock, read_devices, slices_of
-from isohub.wire.protocol import MAX_DIMENSIONS, MAX_TENSORS
+from isohub.wire.devices import copy_down, is_carried, page_lock, slices_of
 
 __all__ = [
     "ALIGNMENT",
     "LARGEST_KEPT_BYTES",
     "SMALLEST_DIRECT_BYTES",
+    "SMALLEST_REUSED_BYTES",
     "Arena",
     "Cargo",
     "Claims",
     "aligned",
-    "copying",
     "dtype_named",
     "dtype_names",
     "make_parcel",
     "open_parcel",
+    "reusable",
     "storage_of",
-    "unload",
-    "viewing",
 ]
 
 #: torch allocates CPU memory at 64 bytes (c10/core/alignment.h, gAlignment); one cache line.
 ALIGNMENT = 64
 
-# How much of bool tensors is looked at in one message, in sizes of its memory; honest ones hardly overlap.
-_BOOL_LOOKS = 4
-_BOOL_STEP_BYTES = 1 << 20
-
-# Below this, malloc's own reuse is as good; above, its mappings come fresh from the kernel each time.
-_SMALLEST_REUSED_BYTES = 1 << 20
+#: Below this, malloc's own reuse is as good; above, its mappings come fresh from the kernel each time.
+SMALLEST_REUSED_BYTES = 1 << 20
 # Sizes are rounded up to this, so that answers of nearly one size share their memory.
 _REUSED_STEP_BYTES = 1 << 20
 #: What is kept for reuse, in one process.
@@ -313,17 +307,18 @@ class Cargo:
         # Rounded down so that every view keeps its alignment and its offset stays a whole element.
         return start // ALIGNMENT * ALIGNMENT, end
 
-    def write_to(self, address: int) -> None:
+    def write_to(self, address: int, move: Move) -> None:
         """Copy everything to mapped memory of at least `size_bytes`.
 
-        memmove on purpose: ``Tensor.copy_`` wakes OpenMP's threads, which then spin against the
-        worker's for the processors (p99 of 8 ms against 0.5 ms).
+        Args:
+            address: Of its first byte.
+            move: What copies.
         """
         for blob, (offset, size) in zip(self._blobs, self.claims.storages):
             ctypes.memmove(address + offset, blob, size)
         for source, offset, size in self._sources:
             if size:
-                ctypes.memmove(address + offset, source, size)
+                move(address + offset, source, size)
         for held, offset in self._device_sources:
             if held.numel():
                 copy_down(held, address + offset, held.numel())
@@ -441,35 +436,7 @@ def open_parcel(descriptor: int, limit_bytes: int) -> Optional[Any]:
         raise ProtocolError(f"a parcel of {size_bytes} bytes that cannot be mapped: {error.strerror}") from error
 
 
-def viewing(memory: Any) -> Callable[[int, int], Any]:
-    """Storages that are the memory itself: an arena's `carrier` or a parcel's mapping."""
-    import torch
-
-    def storage(offset: int, size: int) -> Any:
-        if size == 0:
-            return storage_of(torch.empty(0, dtype=torch.uint8))
-        return storage_of(torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=offset))
-
-    return storage
-
-
-def copying(address: int) -> Callable[[int, int], Any]:
-    """Storages that are copies of mapped memory at `address`, and share nothing with it."""
-    import torch
-
-    def storage(offset: int, size: int) -> Any:
-        if size >= _SMALLEST_REUSED_BYTES:
-            own = storage_of(torch.frombuffer(_reusable.take(size), dtype=torch.uint8, count=size))
-        else:
-            own = storage_of(torch.empty(size, dtype=torch.uint8))
-        if size:
-            ctypes.memmove(own.data_ptr(), address + offset, size)
-        return own
-
-    return storage
-
-
-class _Reusable:
+class Reusable:
     """Private memory of large answers, used again once no tensor holds it.
 
     Fresh pages are what a large answer costs: the kernel zeroes each on its first touch, which takes three times
@@ -506,131 +473,5 @@ class _Reusable:
         self._free.setdefault(size_bytes, []).append(address)
 
 
-_reusable = _Reusable()
-
-
-def unload(
-    claims: Claims, size_bytes: int, storage_at: Callable[[int, int], Any], place: Optional[Placing] = None
-) -> Tuple[List[Any], List[Any]]:
-    """The storages and tensors that the tables describe. Side: both.
-
-    Args:
-        claims: The tables. Trust: in the caller, a worker's; every number is checked here.
-        size_bytes: How much memory there is.
-        storage_at: Makes a storage of (offset, size); `viewing` or `copying`.
-        place: Makes those of GPUs, where they are wanted there (`devices.placing`).
-
-    Returns:
-        Untyped storages, and strided tensors over them with their aliases kept.
-
-    Raises:
-        ProtocolError: A number does not fit: out of bounds, negative, of a wrong type, an unknown dtype.
-    """
-    import torch
-
-    if len(claims.tensors) > MAX_TENSORS or len(claims.storages) > MAX_TENSORS:
-        raise ProtocolError(f"{len(claims.tensors)} tensors in one message; at most {MAX_TENSORS} may come")
-    devices = read_devices(claims.devices, len(claims.storages)) if claims.devices else {}
-    storages: List[Any] = []
-    total = 0
-    for number, placed_at in enumerate(claims.storages):
-        offset, size = _whole_numbers(placed_at, 2)
-        name, direct = devices.get(number, ("", False))
-        if direct:
-            if place is None:
-                raise ProtocolError("a storage in the memory of a GPU that nobody shares")
-            storages.append(storage_of(place(name, direct, offset, size)))
-            continue
-        if offset + size > size_bytes or offset % ALIGNMENT:
-            raise ProtocolError(f"a storage at {offset} of {size} bytes in {size_bytes} bytes of memory")
-        total += size
-        if total > size_bytes:  # entries that overlap would multiply what is copied
-            raise ProtocolError(f"storages of more than {size_bytes} bytes in {size_bytes} bytes of memory")
-        placed = place(name, direct, offset, size) if place is not None and name else None
-        storages.append(storage_at(offset, size) if placed is None else storage_of(placed))
-    tensors: List[Any] = []
-    looked_at = 0
-    for row in claims.tensors:
-        if len(row) != 5:
-            raise ProtocolError("a row of the tensor table that is none")
-        claimed_dtype, shape, strides = row[1], row[3], row[4]
-        if not (isinstance(claimed_dtype, str) and isinstance(shape, list) and isinstance(strides, list)):
-            raise ProtocolError("a row of the tensor table that is none")
-        if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
-            raise ProtocolError(f"a tensor of {len(shape)} dimensions and {len(strides)} strides")
-        number, offset = _whole_numbers((row[0], row[2]), 2)
-        shape, strides = _whole_numbers(shape, len(shape)), _whole_numbers(strides, len(strides))
-        known = dtype_named(claimed_dtype)
-        if known is None:
-            raise ProtocolError(f"a tensor of dtype {claimed_dtype[:40]!r}, which is not among those that may cross")
-        if number >= len(storages):
-            raise ProtocolError(f"a tensor in storage {number} of {len(storages)}")
-        dtype, itemsize = known
-        _check_extent(shape, strides, offset, itemsize, storages[number].nbytes())
-        # set_ is the one call that makes a tensor of any strides over a given storage.
-        storage = storages[number]
-        device = storage.device if devices else None
-        if dtype is torch.complex32:  # made directly it warns, which is an exception where warnings are errors
-            tensor = torch.empty(0, dtype=torch.uint8, device=device).view(dtype)
-        else:
-            tensor = torch.empty(0, dtype=dtype, device=device)
-        tensor.set_(storage, offset, tuple(shape), tuple(strides))
-        if dtype is torch.bool and device is not None and device.type != "cpu":
-            tensor = tensor.view(torch.uint8).ne(0)  # other bytes than 0 and 1 are none: `_of_bools`
-        elif dtype is torch.bool:
-            start, end = _extent(tensor)
-            looked_at += end - start
-            if looked_at > _BOOL_LOOKS * size_bytes + ALIGNMENT:
-                raise ProtocolError("bool tensors that overlap many times over")
-            tensor = _of_bools(tensor, start, end)
-        tensors.append(tensor)
-    return storages, tensors
-
-
-def _whole_numbers(values: Sequence[Any], count: int) -> List[int]:
-    if len(values) != count:
-        raise ProtocolError(f"{len(values)} numbers where {count} belong")
-    for value in values:
-        # bool is an int; 2**62 keeps every product below within what torch's int64 holds
-        if type(value) is not int or not 0 <= value < 1 << 62:
-            raise ProtocolError(f"{str(value)[:40]!r} where a size or an offset belongs")
-    return list(values)
-
-
-def _check_extent(shape: List[int], strides: List[int], offset: int, itemsize: int, available_bytes: int) -> None:
-    elements, last = itemsize, offset
-    for size, stride in zip(shape, strides):
-        elements *= max(size, 1)
-        last += (size - 1) * stride
-        if elements >= 1 << 62:  # torch counts elements and bytes in int64
-            raise ProtocolError(f"a tensor of shape {shape}")
-    if 0 not in shape and (last + 1) * itemsize > available_bytes:
-        raise ProtocolError(
-            f"a tensor of shape {shape}, strides {strides} and offset {offset} needs {(last + 1) * itemsize} bytes "
-            f"of a storage of {available_bytes}"
-        )
-    if 0 in shape and offset * itemsize > available_bytes:
-        raise ProtocolError(f"an empty tensor at offset {offset} of a storage of {available_bytes} bytes")
-
-
-def _of_bools(tensor: Any, start: int, end: int) -> Any:
-    """The tensor, or a copy of it whose bytes are bools.
-
-    torch's kernels take it that a bool is 0 or 1; other bytes make counts and writes disagree. An honest worker can
-    send them too: ``torch.empty(3, dtype=torch.bool)`` holds whatever was there, and so does a view of uint8 as bool.
-    The storage itself is left alone, since tensors of other dtypes may share it.
-    """
-    import torch
-
-    address = storage_of(tensor).data_ptr()
-    for place in range(start, end, _BOOL_STEP_BYTES):
-        if ctypes.string_at(address + place, min(_BOOL_STEP_BYTES, end - place)).translate(None, b"\x00\x01"):
-            break
-    else:
-        return tensor
-    data = bytearray(ctypes.string_at(address + start, end - start).translate(_TO_BOOL))
-    own = storage_of(torch.frombuffer(data, dtype=torch.uint8))
-    return torch.empty(0, dtype=torch.bool).set_(own, tensor.storage_offset() - start, tensor.shape, tensor.stride())
-
-
-_TO_BOOL = bytes([0] + [1] * 255)
+#: Of this process.
+reusable = Reusable()

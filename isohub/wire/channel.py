@@ -14,6 +14,7 @@ import threading
 from typing import Callable, List, Optional, Sequence
 
 from isohub.errors import ProtocolError
+from isohub.wire.patience import Patience
 from isohub.wire.protocol import MAX_DESCRIPTORS, Frame, FrameReader, close_descriptors, pack
 
 __all__ = ["Channel", "ChannelClosed", "discard"]
@@ -48,24 +49,30 @@ class Channel:
         self._end = end
         self._wait = wait
         self._reader = FrameReader()
+        self._patience = Patience(end.fileno()) if wait is None else None
         end.setblocking(wait is None)
 
     def fileno(self) -> int:
         """The socket's descriptor, -1 once closed."""
         return self._end.fileno()
 
-    def send(self, body: bytes, descriptors: Sequence[int] = ()) -> None:
+    def send(self, number: int, body: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send one frame. The descriptors stay the sender's.
+
+        Args:
+            number: The question's.
+            body: JSON.
+            descriptors: What goes with it.
 
         Raises:
             ChannelClosed: Nobody reads the other end.
             ProtocolError: The frame is too long; nothing was sent.
         """
-        data = memoryview(pack(body, len(descriptors)))
+        data = memoryview(pack(number, body, len(descriptors)))
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         while data:
             try:
-                sent = self._end.sendmsg([data], ancillary)
+                sent = self._end.sendmsg([data], ancillary) if ancillary else self._end.send(data)
             except BlockingIOError:
                 assert self._wait is not None
                 self._wait(select.POLLOUT)
@@ -86,10 +93,12 @@ class Channel:
             frame = self._reader.next()
             if frame is not None:
                 return frame
-            if self._wait is not None and self._reader.begun:
+            begun = self._reader.begun
+            size = min(max(self._reader.wanted(), _FIRST_READ_BYTES), _READ_BYTES) if begun else _FIRST_READ_BYTES
+            if self._wait is not None and begun:
                 self._wait(select.POLLIN)  # though there may be more to read: drips are no way past a deadline
+            slept = self._patience is not None and not begun and not self._patience.look()
             try:
-                size = min(max(self._reader.wanted(), _FIRST_READ_BYTES), _READ_BYTES)
                 data, ancillary, flags, _ = self._end.recvmsg(size, _ANCILLARY_BYTES, _FLAGS)
             except BlockingIOError:
                 assert self._wait is not None
@@ -97,8 +106,15 @@ class Channel:
                 continue
             except ConnectionResetError as error:
                 raise ChannelClosed from error
-            descriptors = _descriptors(ancillary)
-            self._reader.feed(data, descriptors)
+            if slept:
+                assert self._patience is not None
+                self._patience.slept()
+            if data and not ancillary and not flags & socket.MSG_CTRUNC:
+                frame = self._reader.whole(data)
+                if frame is not None:
+                    return frame
+                continue
+            self._reader.feed(data, _descriptors(ancillary))
             if flags & socket.MSG_CTRUNC:
                 raise ProtocolError(f"more than {MAX_DESCRIPTORS} descriptors with one frame")
             if not data:

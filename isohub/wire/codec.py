@@ -335,7 +335,7 @@ class Decoder:
     """Turns one message's JSON back into values. Side: both, as the receiver.
 
     Args:
-        storages: What `arena.unload` gave.
+        storages: What `tables.unload` gave.
         tensors: Likewise.
         remote: Makes what an ``["r", ...]`` stands for, from what follows the tag. It checks that itself.
         unpickle: Reads a caller's pickle; given by a worker only. Without it the tag is refused.

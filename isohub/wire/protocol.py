@@ -46,10 +46,10 @@ __all__ = [
     "pack",
 ]
 
-#: Magic, version, descriptors, length of the body. Little-endian, 8 bytes.
-HEADER = struct.Struct("<2sBBI")
+#: Magic, version, descriptors, length of the body, number of the question. Little-endian, 16 bytes.
+HEADER = struct.Struct("<2sBBIQ")
 _MAGIC = b"ih"
-_VERSION = 1
+_VERSION = 2
 
 #: Bodies hold names, numbers and tables; tensors and bytes travel in shared memory. A state dict
 #: of 100,000 tensors makes a table of 12 MB; h2 and gRPC cut messages at 4 MB by default.
@@ -80,6 +80,8 @@ class Event(enum.Enum):
     VALUE = "value"
     ERROR = "error"
 
+    __hash__ = object.__hash__  # by what it is; Enum's own hashes its name, in Python
+
 
 class State(enum.Enum):
     """Whose turn it is."""
@@ -88,6 +90,8 @@ class State(enum.Enum):
     IDLE = "idle"
     BUSY = "busy"
     OWING = "owing"
+
+    __hash__ = object.__hash__
 
 
 #: The whole machine. What is not here is a `ProtocolError`.
@@ -135,21 +139,31 @@ class Conversation:
 
 
 class Frame(NamedTuple):
-    """One message: its JSON, and the descriptors that came with it. Whoever holds it owns them."""
+    """One message: its JSON, and the descriptors that came with it. Whoever holds it owns them.
 
+    Attributes:
+        number: Of the question that it asks or belongs to.
+    """
+
+    number: int
     body: bytes
     descriptors: Tuple[int, ...]
 
 
-def pack(body: bytes, descriptors: int = 0) -> bytes:
+def pack(number: int, body: bytes, descriptors: int = 0) -> bytes:
     """A frame's header and body.
+
+    Args:
+        number: The question's.
+        body: JSON.
+        descriptors: How many go with it.
 
     Raises:
         ProtocolError: The body is longer than `MAX_FRAME_BYTES`. Nothing was sent.
     """
     if len(body) > MAX_FRAME_BYTES:
         raise ProtocolError(f"a message of {len(body)} bytes; the wire takes {MAX_FRAME_BYTES}")
-    return HEADER.pack(_MAGIC, _VERSION, descriptors, len(body)) + body
+    return HEADER.pack(_MAGIC, _VERSION, descriptors, len(body), number) + body
 
 
 def close_descriptors(descriptors: Sequence[int]) -> None:
@@ -170,13 +184,23 @@ class FrameReader:
     def __init__(self) -> None:
         self._bytes = bytearray()
         self._descriptors: Deque[int] = deque()
-        self._claimed: Optional[Tuple[int, int]] = None  # body length, descriptors, of the frame under way
+        self._claimed: Optional[Tuple[int, int, int]] = None  # length, descriptors, number, of the frame under way
+
+    def whole(self, data: bytes) -> Optional[Frame]:
+        """The frame that these bytes are, if they are one without descriptors, and nothing came before; else fed."""
+        if not self._bytes and not self._descriptors and len(data) >= HEADER.size:
+            magic, version, count, length, number = HEADER.unpack_from(data)
+            if magic == _MAGIC and version == _VERSION and not count and length == len(data) - HEADER.size:
+                return Frame(number, data[HEADER.size :], ())
+        self.feed(data)
+        return None
 
     def feed(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
         """Take what one ``recvmsg`` gave. The descriptors are this reader's from here on."""
-        self._descriptors.extend(descriptors)
-        if len(self._descriptors) > MAX_DESCRIPTORS:
-            raise ProtocolError(f"{len(self._descriptors)} descriptors in flight; at most {MAX_DESCRIPTORS} may be")
+        if descriptors:
+            self._descriptors.extend(descriptors)
+            if len(self._descriptors) > MAX_DESCRIPTORS:
+                raise ProtocolError(f"{len(self._descriptors)} descriptors in flight; at most {MAX_DESCRIPTORS} may be")
         self._bytes += data
 
     @property
@@ -196,18 +220,21 @@ class FrameReader:
         claimed = self._header()
         if claimed is None:
             return None
-        length, count = claimed
+        length, count, number = claimed
         end = HEADER.size + length
         if len(self._bytes) < end:
             return None
-        if len(self._descriptors) < count:
-            raise ProtocolError(f"a frame claims {count} descriptors; {len(self._descriptors)} came with it")
+        held = self._descriptors
+        if len(held) < count:
+            raise ProtocolError(f"a frame claims {count} descriptors; {len(held)} came with it")
         body = bytes(memoryview(self._bytes)[HEADER.size : end])
         del self._bytes[:end]
         self._claimed = None
-        if self._descriptors and not self._bytes and len(self._descriptors) != count:
-            raise ProtocolError(f"a frame claims {count} descriptors; {len(self._descriptors)} came with it")
-        return Frame(body, tuple(self._descriptors.popleft() for _ in range(count)))
+        if not held:
+            return Frame(number, body, ())
+        if not self._bytes and len(held) != count:
+            raise ProtocolError(f"a frame claims {count} descriptors; {len(held)} came with it")
+        return Frame(number, body, tuple(held.popleft() for _ in range(count)))
 
     def close(self) -> None:
         """Close every descriptor that no frame took."""
@@ -215,9 +242,9 @@ class FrameReader:
         self._descriptors.clear()
         close_descriptors(held)
 
-    def _header(self) -> Optional[Tuple[int, int]]:
+    def _header(self) -> Optional[Tuple[int, int, int]]:
         if self._claimed is None and len(self._bytes) >= HEADER.size:
-            magic, version, count, length = HEADER.unpack_from(self._bytes)
+            magic, version, count, length, number = HEADER.unpack_from(self._bytes)
             if magic != _MAGIC or version != _VERSION:
                 raise ProtocolError(
                     f"a frame begins with {bytes(self._bytes[:4])!r}; expected {_MAGIC!r} and {_VERSION}"
@@ -226,5 +253,5 @@ class FrameReader:
                 raise ProtocolError(f"a frame of {length} bytes; at most {MAX_FRAME_BYTES} may come")
             if count > MAX_DESCRIPTORS:
                 raise ProtocolError(f"a frame claims {count} descriptors; at most {MAX_DESCRIPTORS} may come")
-            self._claimed = (length, count)
+            self._claimed = (length, count, number)
         return self._claimed

@@ -198,7 +198,7 @@ def _become_worker(
             take_in(packages)
             server = make_server(caller)
             if ahead:
-                rehearse(caller, server)
+                rehearse(server)
         # Who waits is told of a fault. If nobody does, the next load tries anew.
         request, descriptors = receive(end, socket.MSG_DONTWAIT if fault is not None and ahead else 0)
         end.close()

@@ -47,20 +47,21 @@ def model(width=2, **kwargs):
 """
 
 
-def rehearse(caller: Caller, server: Server) -> None:
+def rehearse(server: Server) -> None:
     """Build a model, and hear and answer a question.
 
     Args:
-        caller: Not connected yet, and free to be afterwards.
-        server: What will answer.
+        server: What will answer the caller's.
     """
     seed_host(0)
     _build()
+    caller = Caller()  # one of the rehearsal's own, who knows nothing of the other
     ours, theirs = socket.socketpair()
     with ours, theirs:
         caller.connect(ours)
-        Channel(theirs).send(dump(_question()))
-        caller.answer(*server.answer(*caller.hear()))
+        Channel(theirs).send(1, dump(_question()))
+        question, descriptors, gone = caller.hear()
+        caller.answer(*server.answer(caller.number, question, descriptors, gone))
 
 
 def _build() -> None:
@@ -72,17 +73,6 @@ def _build() -> None:
 
 def _question() -> Dict[str, Any]:
     encoder = Encoder(Cargo(), lambda _: [])
-    return {
-        "op": "prepare",
-        "number": 0,
-        "target": None,
-        "args": [encoder.encode(""), encoder.encode(dtype_names())],
-        "claims": [[], []],
-        "arenas": [],
-        "released": [],
-        "forgotten": [],
-        "limit": 0,
-        "parcel": False,
-        "grad": True,
-        "inference": False,
-    }
+    args = [encoder.encode(""), encoder.encode(dtype_names())]
+    options = {"limit": 0, "parcel": False, "grad": True, "inference": False}
+    return {"op": "prepare", "target": None, "args": args, "claims": [[], []], **options}

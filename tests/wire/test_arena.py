@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isohub.errors import ProtocolError
-from isohub.wire.arena import ALIGNMENT, Arena, Cargo, Claims, copying, make_parcel, open_parcel, unload, viewing
+from isohub.wire.arena import ALIGNMENT, Arena, Cargo, Claims, make_parcel, open_parcel
 from isohub.wire.devices import placing
+from isohub.wire.tables import Copying, Viewing, unload
 from tests.conftest import open_descriptors
 
 LIMIT = 1 << 30
@@ -41,7 +42,7 @@ def by_parcel(*tensors):
         mapping = open_parcel(descriptor, LIMIT)
     finally:
         os.close(descriptor)
-    return unload(cargo.claims, 0 if mapping is None else len(mapping), viewing(mapping))[1]
+    return unload(cargo.claims, 0 if mapping is None else len(mapping), Viewing(mapping))[1]
 
 
 def test_an_arena_cannot_shrink_or_grow():
@@ -101,7 +102,7 @@ def test_a_parcel_can_no_longer_change_and_the_callers_writes_stay_its_own():
     ):
         with pytest.raises(PermissionError):
             write()
-    (tensor,) = unload(cargo.claims, len(mapping), viewing(mapping))[1]
+    (tensor,) = unload(cargo.claims, len(mapping), Viewing(mapping))[1]
     tensor.zero_()
     assert os.pread(descriptor, 4, 0) == torch.ones(1).numpy().tobytes()
     os.close(descriptor)
@@ -261,9 +262,9 @@ ROW = [0, "float32", 0, [4], [1]]
 def test_tables_that_lie_are_refused(storages, tensors):
     arena = Arena.create(4096)
     with pytest.raises(ProtocolError):
-        unload(Claims(storages, tensors), arena.size_bytes, copying(arena.address))
+        unload(Claims(storages, tensors), arena.size_bytes, Copying(arena.address))
     # The control: the same machinery takes the truth.
-    assert unload(Claims([[0, 16]], [ROW]), arena.size_bytes, copying(arena.address))[1][0].shape == (4,)
+    assert unload(Claims([[0, 16]], [ROW]), arena.size_bytes, Copying(arena.address))[1][0].shape == (4,)
     arena.close()
 
 
@@ -282,7 +283,7 @@ row = st.tuples(
 def test_any_table_gives_tensors_within_the_memory_or_an_error(storages, tensors):
     arena = Arena.create(4096)
     try:
-        made = unload(Claims(storages, tensors), arena.size_bytes, copying(arena.address))[1]
+        made = unload(Claims(storages, tensors), arena.size_bytes, Copying(arena.address))[1]
     except ProtocolError:
         return
     finally:
@@ -303,7 +304,7 @@ def test_any_table_gives_tensors_within_the_memory_or_an_error(storages, tensors
 def test_bytes_that_are_no_bools_become_bools():
     arena = Arena.create(4096)
     ctypes.memmove(arena.address, bytes([0, 1, 2, 255]), 4)
-    (tensor,) = unload(Claims([[0, 4]], [[0, "bool", 0, [4], [1]]]), 4096, copying(arena.address))[1]
+    (tensor,) = unload(Claims([[0, 4]], [[0, "bool", 0, [4], [1]]]), 4096, Copying(arena.address))[1]
     assert tensor.view(torch.uint8).tolist() == [0, 1, 1, 1]
     arena.close()
 
@@ -312,9 +313,10 @@ FRESH_COMPLEX32 = """
 import warnings
 warnings.simplefilter("error")
 import torch
-from isohub.wire.arena import Claims, unload, viewing
+from isohub.wire.arena import Claims
+from isohub.wire.tables import Viewing, unload
 tables = Claims([[0, 8]], [[0, "complex32", 0, [2], [1]]])
-(tensor,) = unload(tables, 8, viewing(bytearray(b"\\0\\x3c\\0\\0\\0\\0\\0\\x3c")))[1]
+(tensor,) = unload(tables, 8, Viewing(bytearray(b"\\0\\x3c\\0\\0\\0\\0\\0\\x3c")))[1]
 assert torch.view_as_real(tensor).tolist() == [[1.0, 0.0], [0.0, 1.0]]
 try:
     torch.empty(0, dtype=torch.complex32)
@@ -331,7 +333,7 @@ def test_half_complex_numbers_cross_where_warnings_are_errors():
 
 def test_a_copy_does_not_follow_the_arena():
     arena = Arena.create(4096)
-    (tensor,) = unload(Claims([[0, 16]], [ROW]), 4096, copying(arena.address))[1]
+    (tensor,) = unload(Claims([[0, 16]], [ROW]), 4096, Copying(arena.address))[1]
     ctypes.memset(arena.address, 255, 16)
     assert not tensor.any()
     arena.close()
@@ -357,17 +359,17 @@ DEVICE_ROWS = {
 @pytest.mark.parametrize("rows", DEVICE_ROWS.values(), ids=DEVICE_ROWS)
 def test_devices_that_fit_no_storage_are_refused(rows):
     with contextlib.closing(Arena.create(4096)) as arena, pytest.raises(ProtocolError):
-        unload(Claims([[0, 16]], [ROW], rows), arena.size_bytes, copying(arena.address))
+        unload(Claims([[0, 16]], [ROW], rows), arena.size_bytes, Copying(arena.address))
 
 
 def test_a_storage_of_a_gpu_comes_to_the_cpu_unless_somebody_places_it():
     with contextlib.closing(Arena.create(4096)) as arena:
         tables = Claims([[0, 16]], [ROW], [[0, "cuda:7", False]])
-        (tensor,) = unload(tables, arena.size_bytes, copying(arena.address))[1]
+        (tensor,) = unload(tables, arena.size_bytes, Copying(arena.address))[1]
         assert tensor.device.type == "cpu"
         asked = []
-        place = placing(lambda number: asked.append(number), viewing(arena.carrier), lambda name: None)
-        (tensor,) = unload(tables, arena.size_bytes, copying(arena.address), place)[1]
+        place = placing(lambda number: asked.append(number), Viewing(arena.carrier), lambda name: None)
+        (tensor,) = unload(tables, arena.size_bytes, Copying(arena.address), place)[1]
         assert (tensor.device.type, asked) == ("cpu", [7])
 
 
@@ -382,9 +384,9 @@ class OnTheCpu:
 
 @pytest.mark.parametrize("rows", [[[0, 64]], [[64, 64], [64, 64]], [[1, 127]], [[128, 0]]])
 def test_direct_storages_lie_within_their_arena(rows):
-    place = placing(lambda number: None, viewing(b""), lambda name: OnTheCpu() if name == "cuda:0" else None)
+    place = placing(lambda number: None, Viewing(b""), lambda name: OnTheCpu() if name == "cuda:0" else None)
     direct = [[number, "cuda:0", True] for number in range(len(rows))]
-    storages, _ = unload(Claims(rows, [], direct), 0, viewing(b""), place)
+    storages, _ = unload(Claims(rows, [], direct), 0, Viewing(b""), place)
     assert [storage.nbytes() for storage in storages] == [size for _, size in rows]
     assert [storage[0] for storage in storages if storage.nbytes()] == [offset for offset, size in rows if size]
 
@@ -394,7 +396,7 @@ def test_direct_storages_lie_within_their_arena(rows):
     [([[0, 129]], "cuda:0"), ([[128, 1]], "cuda:0"), ([[0, 100], [0, 100]], "cuda:0"), ([[0, 1]], "cuda:1"), ([[-1, 1]], "cuda:0")],
 )  # fmt: skip
 def test_direct_storages_beyond_their_arena_are_refused(rows, name):
-    place = placing(lambda number: None, viewing(b""), lambda name: OnTheCpu() if name == "cuda:0" else None)
+    place = placing(lambda number: None, Viewing(b""), lambda name: OnTheCpu() if name == "cuda:0" else None)
     direct = [[number, name, True] for number in range(len(rows))]
     with pytest.raises(ProtocolError):
-        unload(Claims(rows, [], direct), 0, viewing(b""), place)
+        unload(Claims(rows, [], direct), 0, Viewing(b""), place)

@@ -34,7 +34,7 @@ def test_large_frames_and_descriptors_cross(ends):
     other = Channel(theirs)
     body = os.urandom(5_000_000)
     read, write = os.pipe()
-    sender = threading.Thread(target=other.send, args=(body, [read]))
+    sender = threading.Thread(target=other.send, args=(7, body, [read]))
     sender.start()
     frame = channel.receive()
     sender.join()
@@ -47,13 +47,13 @@ def test_large_frames_and_descriptors_cross(ends):
 
 def test_a_closed_end_is_told_between_and_within_frames(ends):
     channel, theirs = ends
-    theirs.sendall(pack(b"whole") + pack(b"cut")[:-1])
+    theirs.sendall(pack(7, b"whole") + pack(7, b"cut")[:-1])
     theirs.close()
     assert channel.receive().body == b"whole"
     with pytest.raises(ChannelClosed):
         channel.receive()
     with pytest.raises(ChannelClosed):
-        channel.send(b"nobody listens")
+        channel.send(7, b"nobody listens")
 
 
 @pytest.mark.parametrize("count", [1, MAX_DESCRIPTORS + 1, 100])
@@ -61,7 +61,7 @@ def test_descriptors_that_no_frame_claims_are_refused_and_closed(ends, count):
     channel, theirs = ends
     read, write = os.pipe()
     before = open_descriptors()
-    send_with(theirs, pack(b"x"), [read] * count)
+    send_with(theirs, pack(7, b"x"), [read] * count)
     with pytest.raises(ProtocolError):
         channel.receive()
     channel.close()
@@ -77,13 +77,13 @@ def test_what_waits_decides():
     def wait(event):
         events.append(event)
         if event == select.POLLIN:
-            far.sendall(pack(b"late"))
+            far.sendall(pack(7, b"late"))
         else:
             far.recv(1 << 20)
 
     channel = Channel(ours, wait)
     assert channel.receive().body == b"late"
-    channel.send(b"x" * 3_000_000)
+    channel.send(7, b"x" * 3_000_000)
     assert set(events) == {select.POLLIN, select.POLLOUT}
     channel.close()
     far.close()
@@ -93,14 +93,14 @@ def test_what_waits_is_asked_before_each_further_read_of_a_frame():
     ours, far = socket.socketpair()
     events = []
     channel = Channel(ours, events.append)
-    far.sendall(pack(b"x" * 100))
+    far.sendall(pack(7, b"x" * 100))
     assert len(channel.receive().body) == 100
     assert events == []  # whole at once
-    far.sendall(pack(b"x" * 100_000))  # all of it is there, and more than one read takes
+    far.sendall(pack(7, b"x" * 100_000))  # all of it is there, and more than one read takes
     assert len(channel.receive().body) == 100_000
     assert set(events) == {select.POLLIN}
     assert not channel.begun
-    far.sendall(pack(b"x" * 100)[:50])
+    far.sendall(pack(7, b"x" * 100)[:50])
     far.close()
     with pytest.raises(ChannelClosed):
         channel.receive()
@@ -123,7 +123,7 @@ def test_a_frame_that_comes_byte_by_byte(ends):
     channel, theirs = ends
 
     def drip():
-        for byte in pack(b"slow"):
+        for byte in pack(7, b"slow"):
             theirs.sendall(bytes([byte]))
 
     thread = threading.Thread(target=drip)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 from collections import OrderedDict
@@ -14,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isohub.errors import ProtocolError
-from isohub.wire.arena import Arena, Cargo, copying, unload, viewing
+from isohub.wire.arena import Arena, Cargo
 from isohub.wire.codec import TAGS, Decoder, Encoder, TooLargeToEncode
 from isohub.wire.protocol import MAX_DEPTH, MAX_NODES
 from isohub.wire.records import MappingRecord, TupleRecord
+from isohub.wire.tables import Copying, Viewing, unload
 
 
 def refuse(value):
@@ -31,9 +33,9 @@ def travel(value, other=refuse, remote=refuse):
     cargo.lay_out()
     tree = msgspec.json.decode(json.dumps(tree, allow_nan=False).encode())
     arena = Arena.create(cargo.size_bytes)
-    cargo.write_to(arena.address)
+    cargo.write_to(arena.address, ctypes.memmove)
     claims = msgspec.json.decode(json.dumps(cargo.claims).encode())
-    storages, tensors = unload(type(cargo.claims)(*claims), arena.size_bytes, copying(arena.address))
+    storages, tensors = unload(type(cargo.claims)(*claims), arena.size_bytes, Copying(arena.address))
     arena.close()
     return Decoder(storages, tensors, remote).decode(tree)
 
@@ -224,8 +226,8 @@ def test_inputs_may_be_seen_in_place():
     tree = Encoder(cargo, refuse).encode(torch.arange(5))
     cargo.lay_out()
     arena = Arena.create(cargo.size_bytes)
-    cargo.write_to(arena.address)
-    storages, tensors = unload(cargo.claims, arena.size_bytes, viewing(arena.carrier))
+    cargo.write_to(arena.address, ctypes.memmove)
+    storages, tensors = unload(cargo.claims, arena.size_bytes, Viewing(arena.carrier))
     seen = Decoder(storages, tensors, refuse).decode(tree)
     assert seen.data_ptr() == arena.address
     del seen, storages, tensors

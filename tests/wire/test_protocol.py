@@ -49,7 +49,7 @@ def test_an_answer_to_another_question_is_refused(number):
 
 @given(st.lists(st.binary(max_size=300), max_size=6), st.randoms())
 def test_frames_come_out_as_they_went_in_however_the_bytes_are_cut(bodies, random):
-    stream = b"".join(pack(body) for body in bodies)
+    stream = b"".join(pack(7, body) for body in bodies)
     reader, frames = FrameReader(), []
     while stream:
         size = random.randint(1, len(stream))
@@ -76,11 +76,11 @@ def test_any_bytes_give_frames_or_an_error(data):
 @pytest.mark.parametrize(
     "header",
     [
-        HEADER.pack(b"xx", 1, 0, 5),
-        HEADER.pack(b"ih", 2, 0, 5),
-        HEADER.pack(b"ih", 1, 0, protocol.MAX_FRAME_BYTES + 1),
-        HEADER.pack(b"ih", 1, 0, 10 << 30 & 0xFFFFFFFF),
-        HEADER.pack(b"ih", 1, protocol.MAX_DESCRIPTORS + 1, 5),
+        HEADER.pack(b"xx", 2, 0, 5, 7),
+        HEADER.pack(b"ih", 1, 0, 5, 7),
+        HEADER.pack(b"ih", 2, 0, protocol.MAX_FRAME_BYTES + 1, 7),
+        HEADER.pack(b"ih", 2, 0, 10 << 30 & 0xFFFFFFFF, 7),
+        HEADER.pack(b"ih", 2, protocol.MAX_DESCRIPTORS + 1, 5, 7),
     ],
 )
 def test_a_header_that_lies_is_refused_before_its_body_comes(header):
@@ -92,7 +92,7 @@ def test_a_header_that_lies_is_refused_before_its_body_comes(header):
 
 def test_a_body_that_is_too_long_is_not_sent():
     with pytest.raises(ProtocolError, match="the wire takes"):
-        pack(b"x" * (protocol.MAX_FRAME_BYTES + 1))
+        pack(7, b"x" * (protocol.MAX_FRAME_BYTES + 1))
 
 
 def pipes(count):
@@ -115,11 +115,11 @@ def is_open(descriptor):
 def test_descriptors_go_to_the_frame_that_claims_them():
     first, second, third = pipes(3)
     reader = FrameReader()
-    reader.feed(pack(b"a", 2), [first, second])
+    reader.feed(pack(7, b"a", 2), [first, second])
     assert reader.next().descriptors == (first, second)
-    reader.feed(pack(b"b"))
+    reader.feed(pack(7, b"b"))
     assert reader.next().descriptors == ()
-    reader.feed(pack(b"c", 1), [third])
+    reader.feed(pack(7, b"c", 1), [third])
     assert reader.next().descriptors == (third,)
     protocol.close_descriptors([first, second, third])
     assert not any(map(is_open, [first, second, third]))
@@ -130,7 +130,7 @@ def test_descriptors_go_to_the_frame_that_claims_them():
 def test_descriptors_that_do_not_match_the_claim_are_refused_and_closed(claimed, sent):
     descriptors = pipes(sent)
     reader = FrameReader()
-    reader.feed(pack(b"x", claimed), descriptors)
+    reader.feed(pack(7, b"x", claimed), descriptors)
     with pytest.raises(ProtocolError, match="descriptors"):
         reader.next()
     reader.close()

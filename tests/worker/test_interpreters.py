@@ -29,7 +29,7 @@ import isohub.errors
 assert "torch" not in sys.modules, "torch was imported early"
 from isohub.wire.channel import Channel
 one, other = socket.socketpair()
-Channel(one).send(b'{"number":1}', [0])
+Channel(one).send(1, b'{"number":1}', [0])
 frame = Channel(other).receive()
 assert bytes(frame.body) == b'{"number":1}' and len(frame.descriptors) == 1
 from isohub.sandbox.grants import interpreter_rules, is_below
