@@ -112,8 +112,10 @@ class Machine(NamedTuple):
             rules=tuple(rules),
             fewest=tuple(_fewest(rules)),
         )
-        if machine.seccomp and no_namespaces is None:
-            seccomp.prepare(name, machine.traits("none", namespaced=True))
+        if machine.seccomp:
+            traits = machine.traits("none", namespaced=no_namespaces is None)
+            if seccomp.is_everybodys(traits):
+                seccomp.prepare(name, traits, os.getpid())
         return machine
 
     def seen(self) -> Tuple[Tuple[int, int], ...]:

@@ -21,7 +21,7 @@ import os
 import socket
 import stat
 import struct
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence, Set
 
 from isohub.sandbox.grants import is_below
 from isohub.sandbox.kernel import libc_call, system_call
@@ -150,6 +150,8 @@ class Tree:
         self._root = place
         self._machine = machine
         self._bound: Dict[str, str] = {}  # real path: kind
+        self._made: Set[str] = set()  # directories that are there, as they will be called
+        self._plain: Set[str] = set()  # paths that are no symlinks
         self._process = -1
         _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
         _mount("tmpfs", place, "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={_ROOT_BYTES},mode=0755")
@@ -261,7 +263,8 @@ class Tree:
             if name in ("", "."):
                 continue
             here = os.path.dirname(done) if name == ".." else os.path.join(done, name)
-            if not os.path.islink(here):
+            if here in self._plain or not os.path.islink(here):
+                self._plain.add(here)
                 done = here
                 continue
             target = os.readlink(here)
@@ -276,7 +279,9 @@ class Tree:
 
     def _directory(self, path: str) -> str:
         inside = self._root + path if path != "/" else self._root
-        os.makedirs(inside, 0o755, exist_ok=True)
+        if path not in self._made:
+            os.makedirs(inside, 0o755, exist_ok=True)
+            self._made.add(path)
         return inside
 
 
