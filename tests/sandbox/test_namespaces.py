@@ -193,6 +193,7 @@ def test_switches_of_this_machine_are_named(monkeypatch, tmp_path):
 def test_a_loop_of_symlinks_is_an_error(tmp_path, path):
     tree = object.__new__(namespaces.Tree)
     tree._root, tree._machine, tree._bound = str(tmp_path / "root"), "x86_64", {}
+    tree._made, tree._plain = set(), set()
     os.mkdir(tmp_path / "root")
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(OSError, match="symbolic links"):
