@@ -108,7 +108,7 @@ class Recording:
             return  # the worker kept nothing
         # May run at any moment: only hands over.
         weakref.finalize(self, self._forgotten.put, self.number).atexit = False
-        parameters = torch.zeros((), requires_grad=True)
+        parameters = torch.zeros((), requires_grad=True, device="cpu")
         _Backward.apply(self, outputs, len(inputs), parameters, *inputs, *hidden)  # type: ignore[no-untyped-call]
 
     def backward(

@@ -10,11 +10,13 @@ Side: each function says which.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import queue
 import threading
-from typing import Any, Callable, List, Tuple
+from collections import deque
+from typing import Any, Callable, Deque, List, Tuple
 
 __all__ = ["Move", "move", "move_by_torch"]
 
@@ -27,14 +29,58 @@ _SMALLEST_SHARED_BYTES = 8 << 20
 _MOST_PARTS = 3
 _PART_STEP_BYTES = 4096
 
-_Task = Tuple[int, int, int, threading.Semaphore]
+
+class _Job:
+    """One long copy, in parts; whoever is free takes the next."""
+
+    def __init__(self, destination: int, source: int, size_bytes: int, ways: int) -> None:
+        part = -(-size_bytes // ways // _PART_STEP_BYTES) * _PART_STEP_BYTES
+        self._parts: Deque[Tuple[int, int, int]] = deque(
+            (destination + start, source + start, min(part, size_bytes - start)) for start in range(0, size_bytes, part)
+        )
+        self._under_way = 0
+        self._changed = threading.Condition()
+
+    def help(self) -> None:
+        """Copy what nobody has taken. In a thread that is never interrupted: its parts are counted."""
+        while True:
+            with self._changed:
+                try:
+                    part = self._parts.popleft()
+                except IndexError:
+                    return
+                self._under_way += 1
+            ctypes.memmove(*part)
+            with self._changed:
+                self._under_way -= 1
+                self._changed.notify_all()
+
+    def work(self) -> None:
+        """Copy what nobody has taken. In the thread that will call `end`."""
+        with contextlib.suppress(IndexError):
+            while True:
+                ctypes.memmove(*self._parts.popleft())
+
+    def end(self) -> None:
+        """Wait until nobody writes any more, also when interrupted: the memory may go after this."""
+        interrupted: List[BaseException] = []
+        while True:
+            try:
+                with self._changed:
+                    self._parts.clear()
+                    self._changed.wait_for(lambda: not self._under_way)
+                break
+            except BaseException as error:  # noqa: BLE001 - Ctrl-C, which is raised once it is safe
+                interrupted.append(error)
+        if interrupted:
+            raise interrupted[0]
 
 
 class _Threads:
     """Those of this process, once they are needed."""
 
     def __init__(self) -> None:
-        self.tasks: queue.SimpleQueue[_Task] = queue.SimpleQueue()
+        self.jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self.count = 0
         self._lock = threading.Lock()
 
@@ -43,7 +89,7 @@ class _Threads:
         with self._lock:
             wanted = min(len(os.sched_getaffinity(0)), _MOST_PARTS) - 1
             while self.count < wanted:
-                threading.Thread(target=_work, args=(self.tasks,), name="isohub-copy", daemon=True).start()
+                threading.Thread(target=_work, args=(self.jobs,), name="isohub-copy", daemon=True).start()
                 self.count += 1
 
 
@@ -70,31 +116,17 @@ def move(destination: int, source: int, size_bytes: int) -> None:
         ctypes.memmove(destination, source, size_bytes)
         return
     _threads.start()
-    part = -(-size_bytes // (_threads.count + 1) // _PART_STEP_BYTES) * _PART_STEP_BYTES
-    starts = range(part, size_bytes, part)
-    done = threading.Semaphore(0)
-    for start in starts:
-        _threads.tasks.put((destination + start, source + start, min(part, size_bytes - start), done))
-    ctypes.memmove(destination, source, min(part, size_bytes))
-    interrupted: List[BaseException] = []
-    for _ in starts:
-        _wait(done, interrupted)
-    if interrupted:
-        raise interrupted[0]
+    job = _Job(destination, source, size_bytes, _threads.count + 1)
+    try:
+        for _ in range(_threads.count):
+            _threads.jobs.put(job)
+        job.work()
+    finally:
+        job.end()
 
 
-def _wait(done: threading.Semaphore, interrupted: List[BaseException]) -> None:
+def _work(jobs: Any) -> None:
     while True:
-        try:
-            done.acquire()
-        except BaseException as error:  # noqa: BLE001 - Ctrl-C: the memory must outlive what is still written to it
-            interrupted.append(error)
-        else:
-            return
-
-
-def _work(tasks: Any) -> None:
-    while True:
-        destination, source, size_bytes, done = tasks.get()
-        ctypes.memmove(destination, source, size_bytes)
-        done.release()
+        job = jobs.get()
+        job.help()
+        del job

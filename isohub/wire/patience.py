@@ -57,6 +57,7 @@ class Patience:
         self._sleeps = 0
         end = began + min(1.5 * expected + _MARGIN_S, _LONGEST_LOOK_S)
         while not poll(0):
+            os.sched_yield()
             if clock() > end:
                 self._expected_s = min(2 * expected + _MARGIN_S, _LONGEST_LEARNED_S)
                 return False

@@ -66,7 +66,7 @@ class Viewing:
         """The untyped storage of these bytes."""
         torch = self._torch
         if size == 0:
-            return storage_of(torch.empty(0, dtype=torch.uint8))
+            return storage_of(torch.empty(0, dtype=torch.uint8, device="cpu"))
         return storage_of(torch.frombuffer(self._memory, dtype=torch.uint8, count=size, offset=offset))
 
     def tensor(self, row: _Row, storage: Tuple[int, int]) -> Any:
@@ -98,7 +98,7 @@ class Copying:
         if size >= SMALLEST_REUSED_BYTES:
             own = storage_of(torch.frombuffer(reusable.take(size), dtype=torch.uint8, count=size))
         else:
-            own = storage_of(torch.empty(size, dtype=torch.uint8))
+            own = storage_of(torch.empty(size, dtype=torch.uint8, device="cpu"))
         if size:
             self._move(own.data_ptr(), self._address + offset, size)
         return own
@@ -110,7 +110,7 @@ class Copying:
             memory = reusable.take(size)
             own = _shaped(self._torch.frombuffer(memory, dtype=row.dtype, count=row.elements), row)
         else:
-            own = self._torch.empty(row.shape, dtype=row.dtype)
+            own = self._torch.empty(row.shape, dtype=row.dtype, device="cpu")
         self._move(own.data_ptr(), self._address + offset, size)
         return own
 
@@ -186,7 +186,7 @@ class Tables(NamedTuple):
 def _tensor(row: _Row, storage: Any, *, on_gpu: bool) -> Any:
     import torch
 
-    dtype, device = row.dtype, storage.device if on_gpu else None
+    dtype, device = row.dtype, storage.device if on_gpu else torch.device("cpu")
     if dtype is torch.complex32:  # made directly it warns, which is an exception where warnings are errors
         tensor = torch.empty(0, dtype=torch.uint8, device=device).view(dtype)
     else:
@@ -195,7 +195,7 @@ def _tensor(row: _Row, storage: Any, *, on_gpu: bool) -> Any:
     tensor.set_(storage, row.offset, row.shape, row.strides)
     if dtype is not torch.bool:
         return tensor
-    if device is not None and device.type != "cpu":
+    if device.type != "cpu":
         return tensor.view(torch.uint8).ne(0)  # other bytes than 0 and 1 are none: `_of_bools`
     return _of_bools(tensor, *_bytes_touched(row, 1))
 
@@ -344,4 +344,6 @@ def _of_bools(tensor: Any, start: int, end: int) -> Any:
         return tensor
     data = bytearray(ctypes.string_at(address + start, end - start).translate(_TO_BOOL))
     own = storage_of(torch.frombuffer(data, dtype=torch.uint8))
-    return torch.empty(0, dtype=torch.bool).set_(own, tensor.storage_offset() - start, tensor.shape, tensor.stride())
+    return torch.empty(0, dtype=torch.bool, device="cpu").set_(
+        own, tensor.storage_offset() - start, tensor.shape, tensor.stride()
+    )
