@@ -6,7 +6,8 @@ Rules:
    the rest after. So a fork can be made ahead of need: a spare. It is given one request in its life.
 2. A spare runs no byte of a repo's, nor of packages that isohub installed. It waits in one recvmsg(2).
 3. A spare shows its worker the files that were there when it was made. It is current as long as the zygote's mounts
-   and the files of the machine's rules are the same; one that is not is ended, and another is made.
+   and the files of the machine's rules are the same; one that is not is ended. When mounts change that is at once: it
+   has a copy of each, which would keep alive what was unmounted.
 4. It ends with its zygote as a worker does: by the kernel, by its init, and by the end of its socket.
 
 Side: worker; `Fork` in its zygote. Trust: requests are the caller's. Source: ``mounts_poll`` in fs/proc_namespace.c:
@@ -96,6 +97,10 @@ class Fork:
             _become_worker(machine, kind, directory, zygote, packages, theirs, ahead=ahead)
         theirs.close()
         self._pidfd = _pidfd_open(self.pid)
+
+    def fileno(self) -> int:
+        """What poll(2) gives POLLPRI for when the zygote's mounts have changed; of a fork without a request."""
+        return self._mounts
 
     def fits(self, wanted: Mapping[str, Any]) -> bool:
         """Whether it can become a worker with this policy that differs from none made now."""

@@ -155,7 +155,15 @@ class Zygote:
         for descriptor in (self._control.fileno(), self._caller, self._wake_read):
             poll.register(descriptor, select.POLLIN)
         while True:
+            spare = self._spare
+            if spare is not None:
+                mounts = spare.fileno()
+                poll.register(mounts, select.POLLPRI)
             ready = {descriptor for descriptor, _ in poll.poll(None if self._wanted is None else _QUIET_MS)}
+            if spare is not None:
+                poll.unregister(mounts)
+                if mounts in ready:
+                    self._end_spare()
             if self._caller in ready:
                 return
             if self._wake_read in ready:
@@ -200,10 +208,14 @@ class Zygote:
         if self._spare is not None:
             if self._spare.fits(wanted):
                 return
-            self._spare.end()
-            self._spare = None
+            self._end_spare()
         with contextlib.suppress(OSError):
             self._spare = self._fork(machine, wanted, ahead=True)
+
+    def _end_spare(self) -> None:
+        if self._spare is not None:
+            self._spare.end()
+            self._spare = None
 
     def _fork(self, machine: Machine, wanted: Mapping[str, Any], *, ahead: bool) -> Fork:
         self._count += 1

@@ -198,6 +198,44 @@ def test_a_file_that_was_put_in_anothers_place_is_what_the_next_worker_sees(hub,
         assert eventually(lambda: gone(spare))
 
 
+MOUNTS = """
+import os, sys, time
+from pathlib import Path
+from isohub.sandbox import namespaces
+place = sys.argv[3]
+namespaces.become_own_user()
+namespaces.leave_host(network=True)
+namespaces._mount("tmpfs", place, "tmpfs", 0)
+import isohub
+from tests.conftest import eventually, gone, spare_of, spares_of
+with isohub.Session(sys.argv[1], timeout_s=60) as session:
+    session.load(sys.argv[2], "mlp").close()
+    spare = spare_of(session)
+    assert place in Path(f"/proc/{spare}/mountinfo").read_text()  # the control
+    namespaces.libc_call("umount2", place.encode(), 0)
+    assert eventually(lambda: gone(spare))
+    assert spares_of(session) == []
+    session.load(sys.argv[2], "mlp").close()
+    spare_of(session)
+    namespaces._mount("tmpfs", place, "tmpfs", 0)
+    Path(place, "file").write_text("mounted since")
+    policy = isohub.Sandbox(read=[place])
+    with session.load(sys.argv[2], "mlp", sandbox=policy) as handle:
+        print(handle.run(lambda module, path: Path(path, "file").read_text(), place))
+"""
+
+
+def test_mounts_that_change_end_it(hub, tmp_path):
+    """What was unmounted is let go, and what was mounted since is seen."""
+    require_layers("namespaces")
+    place = tmp_path / "place"
+    place.mkdir()
+    command = [sys.executable, "-c", MOUNTS, str(tmp_path / "home"), hub("good"), str(place)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "mounted since"), done.stderr
+
+
 def test_it_waits_without_work(own):
     spare, zygote = psutil.Process(spare_of(own)), zygote_of(own)
     time.sleep(0.1)
