@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import struct
 from typing import Any, Tuple
 
@@ -45,7 +44,7 @@ _libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 
 def architecture() -> str:
     """The machine's name, as ``uname -m`` has it, if this process runs its own instructions: else what it is."""
-    machine = platform.machine()
+    machine = os.uname().machine
     if struct.calcsize("P") != 8:
         return f"{machine}, 32 bits"
     return machine

@@ -28,7 +28,8 @@ import sys
 import traceback
 from typing import Any, Dict, List, Mapping, NoReturn, Optional, Sequence, Tuple
 
-from isohub.sandbox.confine import UNCONFINED, Begun, Kind, Machine, die_with_parent, remove_tree
+from isohub.sandbox.confine import UNCONFINED, Begun, Kind, Machine
+from isohub.sandbox.processes import die_with_parent, remove_tree
 from isohub.wire.protocol import close_descriptors
 from isohub.worker.keeper import Inits
 from isohub.worker.packages import take_in
