@@ -53,8 +53,8 @@ class Recording:
         self.hidden: list[torch.Tensor] = []
         self.outputs: list[torch.Tensor] = []
         # Outputs may outlive handles and session; they must keep neither alive.
-        self._link = weakref.ref(link)
-        self._worker = weakref.ref(link.worker)  # a link's may be another one later
+        self._link = link.weak
+        self._worker = link.worker.weak  # a link's may be another one later
         self._name = link.worker.name
         self._forgotten: Any = None  # a queue of the numbers whose graphs the worker may forget
 

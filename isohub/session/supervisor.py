@@ -117,6 +117,7 @@ class Worker:
         asked: ``time.monotonic()`` of the beginning of its last question.
         used: ``time.monotonic()`` of the end of its last question.
         row: Where other processes of the user's read what it does.
+        weak: A weak reference to it.
     """
 
     def __init__(
@@ -164,6 +165,7 @@ class Worker:
         self.calls = 0
         self.asked = self.used = self.started
         self.row: Row | None = None
+        self.weak = weakref.ref(self)
         self._closing = False
         self._broker_lock = threading.Lock()
         self._obituary: IsohubError | None = None
