@@ -81,7 +81,9 @@ def open_bench(sizes: Sizes) -> Iterator[Bench]:
         # Not through ISOHUB_HOME or TORCH_HOME alone: a user's own settings must not decide.
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ihb-")))
         environment = {"ISOHUB_HOME": str(directory / "isohub"), "TORCH_HOME": str(directory / "torch")}
-        before = {name: os.environ.get(name) for name in environment}
+        # An installed isohub has its bytecode; a checkout is to get its own in the first round.
+        before = {name: os.environ.get(name) for name in (*environment, "PYTHONDONTWRITEBYTECODE")}
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ.update(environment)
         stack.callback(_restore, before)
         yield Bench(sizes, directory, write_hub(directory / "hub"), environment)

@@ -8,9 +8,13 @@
 ``import isohub`` loads neither torch nor any other part; names are looked up on first use.
 """
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
+
+TYPE_CHECKING = False  # type checkers take it for typing's, whose import would be most of this one's time
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from isohub import errors as errors
     from isohub.bisection.bisect import bisect as bisect
     from isohub.checkpoints import download_url_to_file as download_url_to_file
