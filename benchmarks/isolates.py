@@ -1,4 +1,4 @@
-"""pyisolate (https://pypi.org/project/pyisolate/): the same model in one of its extensions, torch shared."""
+"""pyisolate, the PyPI package: the same model in one of its extensions, torch shared."""
 
 from __future__ import annotations
 
