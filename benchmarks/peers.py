@@ -51,6 +51,11 @@ def _serve(connection: Any, hub: str) -> None:
         elif what == "save":
             torch.save(model.state_dict(), args[0])
             connection.send(None)
+        elif what == "save_safetensors":
+            from safetensors.torch import save_file
+
+            save_file(model.state_dict(), args[0])
+            connection.send(None)
         elif what == "drop":
             model = None
             connection.send(None)

@@ -26,13 +26,19 @@ _LOOK_S = 0.01
 _HERE = "built in this process"
 _CLONED = "a clone in this process"
 _ISOHUB = "isohub"
+_HANDLE = "isohub, state_dict() of a live handle"
+_GIVEN = 'isohub, load(returns="state_dict"), from the end of the build'
+_SAFE = "spawned process, safetensors in shared memory"
 _SAVED = "spawned process, torch.save in shared memory, torch.load(mmap=True)"
 _QUEUED = "spawned process, torch.multiprocessing queue"
-_NAMES = ("isohub", _SAVED, _QUEUED)
+_PEERS = (_SAFE, _SAVED, _QUEUED)
 _GIVES_UP = {
     _HERE: "no process of its own; one ref of a repo; no confinement",
     _CLONED: "no process of its own",
     _ISOHUB: "",
+    _HANDLE: "",
+    _GIVEN: "",
+    _SAFE: "aliases and _metadata; no confinement; a file that stays when something dies",
     _SAVED: "reads a pickle (weights_only); no confinement; a file that stays when something dies",
     _QUEUED: f"{PICKLE}; a descriptor for each tensor; both sides share the memory, so each sees the other's writes",
 }
@@ -68,6 +74,21 @@ def measure_state_dict(bench: Bench) -> list[Table]:
             queued.ask("drop")
             return state
 
+        def build_safe() -> Any:
+            spawned.ask("load", "linears", megabytes)
+            state = safe()
+            spawned.ask("drop")
+            return state
+
+        def safe() -> Any:
+            from safetensors.torch import load_file
+
+            path = shared / f"state{next(numbers)}.safetensors"
+            spawned.ask("save_safetensors", str(path))
+            state = load_file(path)
+            path.unlink()
+            return state
+
         def saved() -> Any:
             import torch
 
@@ -77,7 +98,8 @@ def measure_state_dict(bench: Bench) -> list[Table]:
             path.unlink()  # the mapping keeps it
             return state
 
-        builders = dict(zip((_HERE, *_NAMES), (build_here, build_isohub, build_saved, build_queued), strict=True))
+        builds = (build_here, build_isohub, build_safe, build_saved, build_queued)
+        builders = dict(zip((_HERE, _ISOHUB, *_PEERS), builds, strict=True))
         _check(builders)
         whole, read = _races(builders, sizes.rounds)
         memory = compete(
@@ -91,10 +113,12 @@ def measure_state_dict(bench: Bench) -> list[Table]:
         queued.ask("load", "linears", megabytes)
         transfers = dict(
             zip(
-                (_CLONED, *_NAMES),
+                (_CLONED, _HANDLE, _GIVEN, *_PEERS),
                 (
                     lambda: {name: tensor.clone() for name, tensor in state.items()},
                     handle.state_dict,
+                    build_isohub,
+                    safe,
                     saved,
                     lambda: queued.ask("state_dict"),
                 ),
@@ -142,6 +166,8 @@ def _races(
             start = time.perf_counter()
             state = action()
             there = time.perf_counter()
+            if name == _GIVEN:
+                start = float(state["built_at"])  # the machine's clock, which perf_counter is too
             _read(state)
             reads[name].append((time.perf_counter() - start) * 1e3)
             return [(there - start) * 1e3]

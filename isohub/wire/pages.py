@@ -17,6 +17,7 @@ __all__ = [
     "PRIVATE",
     "SHARED",
     "allocate",
+    "drop",
     "fill",
     "map_array",
     "map_aside",
@@ -34,7 +35,7 @@ PRIVATE, SHARED = mmap.MAP_PRIVATE, mmap.MAP_SHARED
 
 _MAP_FIXED = 0x10
 _MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
-_MADV_HUGEPAGE, _MADV_POPULATE_WRITE = 14, 23
+_MADV_DONTNEED, _MADV_HUGEPAGE, _MADV_POPULATE_WRITE = 4, 14, 23
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
 _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 _PROT_NONE = 0
@@ -110,7 +111,9 @@ def unmap(address: int, size_bytes: int) -> None:
 def map_aside(descriptor: int, size_bytes: int, offset: int) -> int:
     """Map a part of a file shared, where it can have huge pages; its address.
 
-    A huge page lies at a multiple of its size, in the file and in memory.
+    A huge page lies at a multiple of its size, in the file and in memory. They are asked for, and come where the
+    machine's settings give them to memfds; MADV_COLLAPSE would force them. In a virtual machine that gives free memory
+    back to its host, memory that is free by the huge page is the slow one.
 
     Raises:
         OSError: The kernel refused.
@@ -125,25 +128,33 @@ def map_aside(descriptor: int, size_bytes: int, offset: int) -> int:
         unmap(reserved, before)
     unmap(address + size_bytes, HUGE_BYTES - before)
     try:
-        return map_pages(descriptor, size_bytes, SHARED, offset, at=address)
+        map_pages(descriptor, size_bytes, SHARED, offset, at=address)
     except OSError:
         unmap(address, size_bytes)
         raise
+    if size_bytes >= HUGE_BYTES:
+        _libc.madvise(address, size_bytes, _MADV_HUGEPAGE)  # of all: a part would be a mapping of its own
+    return address
 
 
 def fill(address: int, size_bytes: int) -> None:
-    """Have a mapped file's pages there, writable; huge ones where the machine's settings give a memfd those.
-
-    They are asked for, not forced (MADV_COLLAPSE would): who runs the machine has decided, and in a virtual machine
-    that gives free memory back to its host, memory that is free by the huge page is the slow one.
+    """Have a mapped file's pages there, writable.
 
     Raises:
         OSError: No memory is left for them, which would be a SIGBUS at a later touch; or EINVAL, from a kernel that
             is older than 5.14.
     """
-    if size_bytes >= HUGE_BYTES:
-        _libc.madvise(address, size_bytes, _MADV_HUGEPAGE)
     if _libc.madvise(address, size_bytes, _MADV_POPULATE_WRITE):
+        raise _error()
+
+
+def drop(address: int, size_bytes: int) -> None:
+    """Take pages of a shared mapping out of this process's tables. The file keeps them, and a touch brings them back.
+
+    Raises:
+        OSError: Nothing is mapped there.
+    """
+    if _libc.madvise(address, size_bytes, _MADV_DONTNEED):
         raise _error()
 
 

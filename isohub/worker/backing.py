@@ -32,6 +32,7 @@ import mmap
 import os
 import resource
 import sys
+import threading
 import weakref
 from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Tuple
 
@@ -41,6 +42,7 @@ from isohub.wire.pages import (
     PRIVATE,
     SHARED,
     allocate,
+    drop,
     fill,
     map_aside,
     map_pages,
@@ -49,6 +51,7 @@ from isohub.wire.pages import (
     unmap,
     used_bytes,
 )
+from isohub.worker.helper import Helper
 
 __all__ = ["Backing"]
 
@@ -66,6 +69,8 @@ _IS_MAPPED, _FLAGS = 2, 7
 _MOST_TAKEN = 10_000
 # What is freed is given back by this much at a time, since looking at all mappings takes a millisecond.
 _SWEEP_BYTES = 16 << 20
+# From here on a second thread pays.
+_SMALLEST_HELPED_BYTES = 4 << 20
 # Of a storage, what may be sent along without being asked for: one part in so many.
 _SLACK = 8
 
@@ -105,6 +110,7 @@ class Backing:
         self._freed_bytes = 0
         self._uncounted_bytes = 0  # by RLIMIT_DATA
         self._hooks: List[Any] = []
+        self._helper: Optional[Helper] = None
         self._giving = False
         self._lines: List[_Mapping] = []
         self._adopted: List[Tuple[_Pages, int]] = []  # and where in the file
@@ -166,7 +172,7 @@ class Backing:
         if not self._hooks or tensor is None or tensor.device.type != "cpu" or self._taken >= _MOST_TAKEN:
             return
         storage = storage_of(tensor)
-        if storage.nbytes() < _SMALLEST_BYTES or not _alone():
+        if storage.nbytes() < _SMALLEST_BYTES or not self._alone():
             return
         chunk = _chunk_of(storage)
         if chunk is None:
@@ -178,17 +184,31 @@ class Backing:
         os.ftruncate(self._descriptor, offset + chunk.size_bytes)
         aside = map_aside(self._descriptor, chunk.size_bytes, offset)
         try:
-            fill(aside, chunk.size_bytes)
+            ready = used if self._helps(chunk.size_bytes) else chunk.size_bytes
+            fill(aside, ready)
             ctypes.memmove(aside, chunk.start, used)
             move(aside, chunk.size_bytes, chunk.start)
         except OSError:
             unmap(aside, chunk.size_bytes)
             punch(self._descriptor, offset, chunk.size_bytes)
             raise
+        if ready < chunk.size_bytes and self._helper is not None:
+            self._helper.do(fill, chunk.start + ready, chunk.size_bytes - ready)
         self._end = offset + chunk.size_bytes
         self._taken += 1
         self._uncount(chunk.size_bytes)
         weakref.finalize(storage, self._freed, chunk.size_bytes).atexit = False
+
+    def _helps(self, size_bytes: int) -> bool:
+        """Whether a second thread has so many pages there before the build comes to them."""
+        if size_bytes >= _SMALLEST_HELPED_BYTES and self._helper is None and not _strict_commit():
+            self._helper = Helper.start()
+        return size_bytes >= _SMALLEST_HELPED_BYTES and self._helper is not None
+
+    def _alone(self) -> bool:
+        """Whether no other Python thread is there."""
+        own = {threading.get_ident()} | ({self._helper.identity} if self._helper is not None else set())
+        return not sys._current_frames().keys() - own
 
     def _room(self, chunk: _Pages) -> int:
         """Where in the file, after all that is there, a chunk's pages can be huge ones."""
@@ -270,7 +290,7 @@ class Backing:
         if line is not None and line.start <= chunk.start and chunk.end <= line.end:
             offset = line.offset + chunk.start - line.start
             self._given.append(chunk)
-        elif _alone() and len(self._adopted) < _MOST_TAKEN:
+        elif self._alone() and len(self._adopted) < _MOST_TAKEN:
             offset = self._room(chunk)
             self._end = offset + chunk.size_bytes
             self._adopted.append((chunk, offset))
@@ -288,7 +308,7 @@ class Backing:
         for chunk, offset in self._adopted:
             self._adopt(chunk, offset)
         self._settle()
-        if _alone():
+        if self._alone():
             with contextlib.suppress(OSError):
                 self._evict()
         self._sweep()
@@ -316,10 +336,22 @@ class Backing:
 
     def _settle(self) -> None:
         """Make every mapping of the file a private one, in place."""
+        shared = [line for line in self._mappings() if line.shared]
+        helper = self._helper
+        if helper is not None:
+            helper.stop()
+        # What takes the time is taking the pages out of this process's tables.
+        if sum(line.end - line.start for line in shared) >= _SMALLEST_HELPED_BYTES:
+            helper = self._helper = Helper.start()
+            if helper is not None:
+                for line in shared[::2]:
+                    helper.do(drop, line.start, line.end - line.start)
+                for line in shared[1::2]:
+                    drop(line.start, line.end - line.start)
+                helper.stop(finish=True)
         self._uncount(-self._uncounted_bytes)
-        for line in self._mappings():
-            if line.shared:
-                map_pages(self._descriptor, line.end - line.start, PRIVATE, line.offset, at=line.start)
+        for line in shared:
+            map_pages(self._descriptor, line.end - line.start, PRIVATE, line.offset, at=line.start)
 
     def _evict(self) -> None:
         """Move out of the file what is not given, with what it holds, as far as there is room for it."""
@@ -353,8 +385,13 @@ class Backing:
         return found
 
 
-def _alone() -> bool:
-    return len(sys._current_frames()) == 1
+def _strict_commit() -> bool:
+    """Whether the machine counts what memory may come to, so that a touch may find none left: proc(5)."""
+    try:
+        with open("/proc/sys/vm/overcommit_memory") as file:
+            return file.read().strip() == "2"
+    except OSError:
+        return True
 
 
 def _chunk_of(storage: Any) -> Optional[_Pages]:
