@@ -3,7 +3,9 @@
 dependencies = ["torch"]
 
 import copy
+import fcntl
 import io
+import mmap
 import os
 import signal
 import threading
@@ -231,6 +233,11 @@ def megabytes(count, how="empty"):
     return net
 
 
+def one_by_one(count):
+    """So many parameters of 1 MiB, each made, registered and filled before the next."""
+    return nn.Sequential(*(nn.Linear(N, N, bias=False) for _ in range(count)))
+
+
 def dies(count):
     net = megabytes(count)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -247,3 +254,35 @@ def _shared_bytes():
         rows = [line.split() for line in file if "isohub-parcel" in line]
     ends = [[int(end, 16) for end in row[0].split("-")] for row in rows if row[1].endswith("s")]
     return sum(end - start for start, end in ends)
+
+
+def keeps_writing(how):
+    """A build that wants to change its state dict after it was sent."""
+    net = one_by_one(4)
+    for name in os.listdir("/proc/self/fd"):
+        place = "/proc/self/fd/" + name
+        if "isohub-parcel" not in os.readlink(place):
+            continue
+        if how == "maps":
+            from isohub.worker.backing import Backing  # this worker's own code, which a repo can change
+
+            Backing._settle = lambda backing: None
+            _kept.append(mmap.mmap(int(name), 1 << 20))
+        elif how == "descriptor":
+            _kept.append(os.dup(int(name)))
+        elif how == "truncates":
+            os.ftruncate(int(name), 0)
+        elif how == "seals":
+            fcntl.fcntl(int(name), 1033, 2)
+    assert _kept or how in ("truncates", "seals")
+    return net
+
+
+def change_kept():
+    """What comes of writing to what was kept."""
+    try:
+        os.pwrite(_kept[0], b"x" * 4096, 0)
+        os.ftruncate(_kept[0], 0)
+    except OSError as error:
+        return error.strerror
+    return "changed"
