@@ -6,14 +6,12 @@ torch.hub's names and meanings. Side: caller.
 
 from __future__ import annotations
 
-import ast
 import builtins
 import copy
 import functools
 import inspect as inspect_module
 import logging
 import os
-import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -34,25 +32,23 @@ from isohub.checking import (
     checked_trust,
     merged,
 )
-from isohub.environments.dependencies import missing_error, parse_dependencies, unmet
 from isohub.environments.environment import Environment, checked_environment
 from isohub.errors import ConfinementError, OfflineError, PolicyError, SessionClosedError, printable
 from isohub.repos.catalog import Catalog, Wanted, is_offline
-from isohub.repos.disk import make_root
 from isohub.repos.layout import get_dir, set_dir, weights_dir
-from isohub.repos.lockfile import Lockfile
-from isohub.repos.outline import Outline, read_outline
 from isohub.repos.pins import Checkout
 from isohub.repos.reference import Reference, SourceName, parse
-from isohub.repos.trust import Trust, trust_location, trust_target
-from isohub.sandbox.hosts import HostPolicy
 from isohub.sandbox.policy import DEFAULT_REQUIRED, NONE, Sandbox, checked_sandbox
 
 if TYPE_CHECKING:
     from isohub.environments.prepare import Prepared
     from isohub.environments.store import InUse
+    from isohub.repos.lockfile import Lockfile
+    from isohub.repos.outline import Outline
     from isohub.repos.pins import Pin
     from isohub.repos.sources.commits import Commit
+    from isohub.repos.trust import Trust
+    from isohub.sandbox.hosts import HostPolicy
     from isohub.session.examination import Diagnosis
     from isohub.session.gate import ProgramGate
     from isohub.session.link import Link
@@ -165,7 +161,11 @@ class Session:
         self._offline = offline
         if frozen and lockfile is None:
             raise ValueError("frozen=True says that a lockfile binds; give lockfile='isohub.lock'")
-        self._lockfile = None if lockfile is None else Lockfile(Path(lockfile).expanduser().absolute(), frozen=frozen)
+        self._lockfile: Lockfile | None = None
+        if lockfile is not None:
+            from isohub.repos.lockfile import Lockfile
+
+            self._lockfile = Lockfile(Path(lockfile).expanduser().absolute(), frozen=frozen)
         self._submodules = submodules
         self._lfs = lfs
         self._sandbox: Sandbox | str = checked_sandbox(sandbox) or Sandbox()
@@ -287,6 +287,8 @@ class Session:
             if entry_kwargs is None:
                 _check_keywords(outline, model, own)
             if seed is None and restart is not None:
+                import secrets
+
                 seed = secrets.randbits(63)  # what is drawn from new entropy could not be drawn again
             recipe = Recipe(model, tuple(args), keywords, seed, checked_device(device), compiled)
             built = _built(link, recipe, backed=returns == "state_dict")
@@ -295,6 +297,8 @@ class Session:
                 self._make_restartable(link, built, again, timeout_s, trust_repo, policy, on)
             answer = _converted(built, returns, example_inputs)
         if trust_repo is True:
+            from isohub.repos.trust import trust_location
+
             pin, reference = link.checkout.pin, link.checkout.reference
             commit = None if pin.validated else pin.commit
             identity = reference.host, reference.owner, reference.repo
@@ -363,6 +367,8 @@ class Session:
         Returns:
             Entrypoints with signatures and docstrings, and dependencies. The texts are the repo's, as they are.
         """
+        from isohub.repos.outline import read_outline
+
         wanted = Wanted(repo, source, force_reload, skip_validation, verbose)
         return read_outline(self._catalog(wanted.source).checkout(wanted).path)
 
@@ -446,6 +452,8 @@ class Session:
             if not on.is_host and on.requirements is None:
                 raise ValueError("prepare(None): what a repo asks for is asked of a repo; give one, or requirements=")
             return self._prepared(on, None, None, force_reload=force_reload, verbose=verbose)
+        from isohub.repos.outline import read_outline
+
         wanted = Wanted(repo, source, force_reload, skip_validation, verbose)
         checkout = self._catalog(wanted.source).checkout(wanted)
         outline = read_outline(checkout.path)
@@ -457,11 +465,15 @@ class Session:
         Raises:
             InvalidReferenceError: It names a ref that can move.
         """
+        from isohub.repos.trust import trust_location, trust_target
+
         reference = _reference(repo)
         self._trust().add(*trust_target(reference), location=trust_location(reference))
 
     def untrust(self, repo: RepoOrDir) -> bool:
         """Forget a trusted repo, or one commit of it; False if it was none. What `trusted` gives is taken too."""
+        from isohub.repos.trust import trust_target
+
         if isinstance(repo, str):
             return self._trust().remove_text(repo)
         return self._trust().remove(*trust_target(_reference(repo)))
@@ -570,10 +582,14 @@ class Session:
         )
 
     def _trust(self) -> Trust:
+        from isohub.repos.trust import Trust
+
         return Trust(self._root())
 
     def _weights_of(self, pin: Pin) -> tuple[Path, ...]:
         """Where the store keeps a repo's weights, for its worker to read; nothing where that cannot be made."""
+        from isohub.repos.disk import make_root
+
         directory = weights_dir(self._root(), (pin.reference.host, pin.reference.owner, pin.reference.repo))
         try:
             make_root(self._root())
@@ -611,7 +627,6 @@ class Session:
         A requirements file of the caller's may change meanwhile.
         """
         from isohub.environments.prepare import prepare
-        from isohub.environments.store import InUse
 
         known = None
         if checkout is not None and not on.is_host and not isinstance(on.requirements, str):
@@ -629,11 +644,14 @@ class Session:
             refresh=force_reload,
             lockfile=self._lockfile,
         )
-        with self._pool_lock:
-            if self._in_use is None:
-                self._in_use = InUse()
-            self._in_use.add(prepared.runtime.key, prepared.held)
-        prepared = replace(prepared, held=None)
+        if prepared.held is not None:
+            from isohub.environments.store import InUse
+
+            with self._pool_lock:
+                if self._in_use is None:
+                    self._in_use = InUse()
+                self._in_use.add(prepared.runtime.key, prepared.held)
+            prepared = replace(prepared, held=None)
         if known is not None:
             self._prepared_for[known] = prepared
         return prepared
@@ -652,18 +670,20 @@ class Session:
 
         With it, its hubconf as read: what can be known before the repo's code runs is known by then.
         """
-        catalog = self._catalog(wanted.source)
+        from isohub.session.ahead import import_torch
+
+        check_choice("source", wanted.source, _SOURCES)
         pool = self._open_pool()
         if on.is_host:
-            pool.warm(confined=policy != NONE)  # torch is imported there while the code is fetched here
-        checkout, held = catalog.hold(wanted)
+            pool.warm(confined=policy != NONE)  # before all else: a zygote takes as long as torch's import does
+        import_torch()
+        checkout, held = self._catalog(wanted.source).hold(wanted)
         with ExitStack() as undo:
             if held is not None:
                 undo.callback(os.close, held)
+            from isohub.repos.outline import read_outline
             from isohub.session.broker import Broker
             from isohub.session.gate import ProgramGate
-            from isohub.session.handles import make_handle
-            from isohub.session.link import Link
             from isohub.session.pool import WorkerKey
             from isohub.session.request import Placement
 
@@ -698,6 +718,9 @@ class Session:
                 replica=self._replica,
             )
             with pool.lease(key, timeout_s, lambda worker: _check_confinement(worker, gate)) as worker:
+                from isohub.session.handles import make_handle
+                from isohub.session.link import Link
+
                 if worker.equip(broker):
                     undo.pop_all()  # the worker's, until it ends
                 link = Link(worker, pool, checkout, gate, make_handle, timeout_s, self._max_reply_bytes, wanted.verbose)
@@ -755,6 +778,8 @@ def _download_hosts(policy: Sandbox | str) -> HostPolicy | None:
     """Where a worker's downloads may come from; None for anywhere. The user's environment may name more hosts."""
     if isinstance(policy, str) or policy.download_hosts is None:
         return None
+    from isohub.sandbox.hosts import HostPolicy
+
     named = os.environ.get(_HOSTS_VARIABLE, "").replace(",", " ").split() if policy.downloads is None else []
     try:
         return HostPolicy((*policy.download_hosts.entries, *named))
@@ -822,6 +847,8 @@ def _open(link: Link, outline: Outline, prepared: Prepared, *, bound: bool) -> N
         prepared: What it runs on.
         bound: Whether the worker may download by its caller alone.
     """
+    from isohub.environments.dependencies import missing_error, parse_dependencies, unmet
+
     checkout = link.checkout
     if checkout.submodules or checkout.lfs_pointers:
         _log.warning("%s", _lacking(checkout))
@@ -845,6 +872,8 @@ def _check_keywords(outline: Outline, model: str, own: Sequence[str]) -> None:
 
 
 def _parameters(signature: str | None) -> set[str]:
+    import ast
+
     try:
         (function,) = ast.parse(f"def f{signature}: pass").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):

@@ -32,7 +32,8 @@ from isohub.environments.store import digest_of
 from isohub.environments.uv import index_urls
 from isohub.errors import ConfinementError, EnvironmentBuildError, printable
 from isohub.repos.lock_format import LockedPackage
-from isohub.sandbox.confine import PASSED_VARIABLES, UNCONFINED, remove_tree
+from isohub.sandbox.confine import UNCONFINED
+from isohub.sandbox.processes import PASSED_VARIABLES, remove_tree
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet

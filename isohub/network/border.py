@@ -20,7 +20,7 @@ import socket
 from typing import NoReturn
 
 from isohub.errors import SourceUnavailableError, printable
-from isohub.repos.http_errors import shown
+from isohub.repos.naming import shown
 from isohub.sandbox.hosts import Allowed, HostPolicy, Refused, Target, parse_target
 
 __all__ = ["NetworkBorder", "look_up"]

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from isohub.errors import SourceUnavailableError
 from isohub.repos.pins import Checkout
 from isohub.repos.reference import SourceName, parse
-from isohub.repos.store import Store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,6 +81,9 @@ class Catalog:
         submodules: bool = False,
         lfs: bool = False,
     ) -> None:
+        # Once a repo is asked for, by when a zygote may have been started.
+        from isohub.repos.store import Store  # noqa: PLC0415
+
         self.store = Store(root, offline=offline)
         self.lockfile = lockfile
         self._submodules = submodules

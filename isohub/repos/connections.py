@@ -25,7 +25,8 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 from urllib3.util.connection import create_connection
 
 from isohub.errors import SourceUnavailableError
-from isohub.repos.http_errors import reason, shown, without_secrets
+from isohub.repos.http_errors import reason, without_secrets
+from isohub.repos.naming import shown
 
 __all__ = ["Adapter", "Border", "as_asked"]
 

@@ -23,8 +23,6 @@ import subprocess
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-import requests
-
 from isohub.repos.naming import host_of
 from isohub.repos.reference import github_api, github_server
 
@@ -125,7 +123,9 @@ class Credentials:
             return None
         host = urlsplit(url).hostname or ""
         # The host alone: older versions of requests take what stands before a colon for it (CVE-2024-47081).
-        found = requests.utils.get_netrc_auth(f"https://[{host}]/" if ":" in host else f"https://{host}/")
+        from requests.utils import get_netrc_auth  # noqa: PLC0415 - requests, where a server is asked alone
+
+        found = get_netrc_auth(f"https://[{host}]/" if ":" in host else f"https://{host}/")
         return None if found is None else Authorization(_basic(found[0] or "", found[1] or ""), "netrc")
 
     def server_of(self, url: str) -> str:

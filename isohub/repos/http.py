@@ -28,12 +28,12 @@ from isohub.repos.http_errors import (
     host_in,
     reason,
     require_plain,
-    shown,
     status_error,
     stumble,
     tls_error,
     without_secrets,
 )
+from isohub.repos.naming import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

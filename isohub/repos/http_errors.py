@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import requests
 
 from isohub.errors import SourceUnavailableError, printable
-from isohub.repos.naming import host_of, without_credentials
+from isohub.repos.naming import host_of, shown, without_credentials
 
 if TYPE_CHECKING:
     from isohub.repos.credentials import Authorization, Credentials
@@ -34,7 +34,6 @@ __all__ = [
     "host_in",
     "reason",
     "require_plain",
-    "shown",
     "status_error",
     "stumble",
     "tls_error",
@@ -46,8 +45,6 @@ _AUTHORITIES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 _CERTIFICATES_HINT = "set it to a file of certificates in the form that `openssl x509` writes, or unset it"
 # To the last sign: a password may hold what ends an address, and then stands in the error that says so.
 _USERINFO = re.compile(r"://\S*@")
-# What stands for a port and is none may be a password, whose sign is in the part that is cut off.
-_NO_PORT = re.compile(r"(://[^/\[\]:]*):(?![0-9]*(?:/|$)).*", re.DOTALL)
 # urllib3 begins with the connection, as an object or by its class's name.
 _OBJECT = re.compile(r"<[^<>]* at 0x[0-9a-f]+>(?:: )?|\b\w*(?:Connection|Pool)\(host=[^()]*\): ")
 _QUERY = re.compile(r"\?[^\s'\")]*")
@@ -138,12 +135,6 @@ def _retry_after_s(value: str | None) -> float | None:
 def host_in(url: str) -> str:
     """Host and port of a URL, as messages have them."""
     return printable(urlsplit(url).netloc.rpartition("@")[2], limit_chars=200, newlines=False)
-
-
-def shown(url: str) -> str:
-    """A URL as messages have it: without a password, and without a query, whose signatures are credentials."""
-    bare = without_credentials(url.partition("#")[0].partition("?")[0])
-    return printable(_NO_PORT.sub(r"\1:***", bare), limit_chars=500, newlines=False)
 
 
 def require_plain(url: str) -> None:

@@ -22,9 +22,9 @@ from urllib.parse import unquote_to_bytes
 from filelock import Timeout
 
 from isohub.repos.disk import claim, disk_errors, lock_file
-from isohub.repos.layout import CHECKOUT_RECORD, REFS_RECORD, CheckoutRecord, Resolutions, weights_dir
+from isohub.repos.layout import CHECKOUT_RECORD, REFS_RECORD, weights_dir
 from isohub.repos.naming import encode_component
-from isohub.repos.records import read_record
+from isohub.repos.records import CheckoutRecord, Resolutions, read_record
 from isohub.repos.weights_entry import Scope, WeightsFile, read_entries
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Where things are in the store, and the records that say what they are. Nothing here writes.
+"""Where things are in the store. Nothing here writes; what the records hold is `isohub.repos.records`.
 
     <root>/checkouts/<host>/<owner>/<repo>/<commit>[+lfs][+submodules]/{tree/, checkout.json}
     <root>/checkouts/<host>/<owner>/<repo>/{refs.json, .lock, .refs.lock, .staging-*, .trash-*}
@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from isohub.errors import SourceUnavailableError
 from isohub.repos.naming import encode_component
@@ -30,9 +28,6 @@ if TYPE_CHECKING:
 __all__ = [
     "CHECKOUT_RECORD",
     "REFS_RECORD",
-    "CheckoutRecord",
-    "Resolution",
-    "Resolutions",
     "checkout_dir",
     "get_dir",
     "repo_dir",
@@ -43,65 +38,6 @@ __all__ = [
 CHECKOUT_RECORD = "checkout.json"
 REFS_RECORD = "refs.json"
 _chosen_dir: str | None = None
-
-
-class CheckoutRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """checkout.json.
-
-    Attributes:
-        format: 2: sealed by `isohub.repos.records`.
-        reference: What it was first fetched for.
-        commit: Its commit.
-        extras: As in `Pin.extras`.
-        ref_name: As in `Pin.ref_name`.
-        validated: As in `Pin.validated`.
-        tree: git's tree id of ``tree/`` in the SHA-256 object format.
-        files: Files and symlinks.
-        bytes: Their sizes together.
-        submodules: Paths that were left empty.
-        lfs_pointers: Paths of Git LFS pointer files, at most 100.
-        url: Where it came from.
-        created: UTC, ISO 8601.
-    """
-
-    format: Literal[2]
-    reference: str
-    commit: str
-    extras: tuple[str, ...]
-    ref_name: str | None
-    validated: bool
-    tree: str
-    files: int
-    bytes: int
-    submodules: tuple[str, ...]
-    lfs_pointers: tuple[str, ...]
-    url: str
-    created: str
-
-
-class Resolution(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a ref meant when a source was last asked.
-
-    Attributes:
-        commit: The commit.
-        ref_name: As in `Pin.ref_name`.
-        validated: As in `Pin.validated`.
-        public: Whether it was told to somebody who had shown no credentials.
-        time: UTC, ISO 8601.
-    """
-
-    commit: str
-    ref_name: str | None
-    validated: bool
-    public: bool
-    time: str
-
-
-class Resolutions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """refs.json: last resolutions by the ref as it was written; empty for the remote's HEAD."""
-
-    format: Literal[1]
-    refs: dict[str, Resolution]
 
 
 def repo_dir(root: Path, reference: Reference) -> Path:

@@ -13,6 +13,8 @@ import re
 import unicodedata
 from typing import TYPE_CHECKING
 
+from isohub.errors import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -23,6 +25,7 @@ __all__ = [
     "host_of",
     "near_names",
     "ref_problem",
+    "shown",
     "without_credentials",
 ]
 
@@ -32,6 +35,8 @@ _REF_LIMIT_CHARS = 1000
 # The categories that isohub.errors.printable escapes, for the same reasons.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _HOST = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?|\[[0-9a-f:.]+\])")
+# What stands for a port and is none may be a password, whose sign is in the part that is cut off.
+_NO_PORT = re.compile(r"(://[^/\[\]:]*):(?![0-9]*(?:/|$)).*", re.DOTALL)
 _DEFAULT_PORTS = {"https": "443", "http": "80", "ssh": "22"}
 
 
@@ -154,3 +159,9 @@ def without_credentials(text: str) -> str:
     if ":" in netloc and not port.isdigit() and not netloc.startswith("[") and "@" in path:
         return f"{scheme}://***@{path.rpartition('@')[2]}"
     return text
+
+
+def shown(url: str) -> str:
+    """A URL as messages have it: without a password, and without a query, whose signatures are credentials."""
+    bare = without_credentials(url.partition("#")[0].partition("?")[0])
+    return printable(_NO_PORT.sub(r"\1:***", bare), limit_chars=500, newlines=False)

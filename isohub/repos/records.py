@@ -16,14 +16,73 @@ import os
 import secrets
 import stat
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Literal, TypeVar
 
 import msgspec
 
-__all__ = ["read_record", "write_record"]
+__all__ = ["CheckoutRecord", "Resolution", "Resolutions", "read_record", "write_record"]
 
 _T = TypeVar("_T", bound=msgspec.Struct)
 _LIMIT_BYTES = 16 << 20
+
+
+class CheckoutRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """checkout.json.
+
+    Attributes:
+        format: 2: sealed by `isohub.repos.records`.
+        reference: What it was first fetched for.
+        commit: Its commit.
+        extras: As in `Pin.extras`.
+        ref_name: As in `Pin.ref_name`.
+        validated: As in `Pin.validated`.
+        tree: git's tree id of ``tree/`` in the SHA-256 object format.
+        files: Files and symlinks.
+        bytes: Their sizes together.
+        submodules: Paths that were left empty.
+        lfs_pointers: Paths of Git LFS pointer files, at most 100.
+        url: Where it came from.
+        created: UTC, ISO 8601.
+    """
+
+    format: Literal[2]
+    reference: str
+    commit: str
+    extras: tuple[str, ...]
+    ref_name: str | None
+    validated: bool
+    tree: str
+    files: int
+    bytes: int
+    submodules: tuple[str, ...]
+    lfs_pointers: tuple[str, ...]
+    url: str
+    created: str
+
+
+class Resolution(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a ref meant when a source was last asked.
+
+    Attributes:
+        commit: The commit.
+        ref_name: As in `Pin.ref_name`.
+        validated: As in `Pin.validated`.
+        public: Whether it was told to somebody who had shown no credentials.
+        time: UTC, ISO 8601.
+    """
+
+    commit: str
+    ref_name: str | None
+    validated: bool
+    public: bool
+    time: str
+
+
+class Resolutions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """refs.json: last resolutions by the ref as it was written; empty for the remote's HEAD."""
+
+    format: Literal[1]
+    refs: dict[str, Resolution]
 
 
 class _Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

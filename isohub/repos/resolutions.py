@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from isohub.repos.disk import locked
-from isohub.repos.layout import REFS_RECORD, Resolution, Resolutions
-from isohub.repos.records import read_record, write_record
+from isohub.repos.layout import REFS_RECORD
+from isohub.repos.records import Resolution, Resolutions, read_record, write_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -42,11 +42,11 @@ from isohub.repos.disk import (
     make_root,
     remove_tree,
 )
-from isohub.repos.layout import CHECKOUT_RECORD, CheckoutRecord, checkout_dir, repo_dir
+from isohub.repos.layout import CHECKOUT_RECORD, checkout_dir, repo_dir
 from isohub.repos.measure import measure
 from isohub.repos.naming import near_names
 from isohub.repos.pins import Checkout, Pin
-from isohub.repos.records import read_record, write_record
+from isohub.repos.records import CheckoutRecord, read_record, write_record
 from isohub.repos.resolutions import recall, remember
 from isohub.repos.sources import source_for
 from isohub.repos.sources.local import DirectorySource

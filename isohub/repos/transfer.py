@@ -30,7 +30,8 @@ from tqdm import tqdm
 
 from isohub.errors import IntegrityError, SourceUnavailableError, printable
 from isohub.repos.archive import RATIO_FREE_BYTES, RATIO_LIMIT
-from isohub.repos.http_errors import TryAgain, shown
+from isohub.repos.http_errors import TryAgain
+from isohub.repos.naming import shown
 from isohub.repos.records import read_record, write_record
 
 if TYPE_CHECKING:

@@ -38,10 +38,10 @@ from isohub.errors import TrustError
 from isohub.repos.blobs import hash_file
 from isohub.repos.disk import disk_errors, hold, locked
 from isohub.repos.inventory import CHECKOUT_NAME, decode_component, partial_key
-from isohub.repos.layout import CHECKOUT_RECORD, REFS_RECORD, CheckoutRecord, Resolutions, weights_dir
+from isohub.repos.layout import CHECKOUT_RECORD, REFS_RECORD, weights_dir
 from isohub.repos.measure import measure
 from isohub.repos.placing import PlacedRecord, directory_lock, placed_name
-from isohub.repos.records import read_record
+from isohub.repos.records import CheckoutRecord, Resolutions, read_record
 from isohub.repos.trust import Trust
 from isohub.repos.weights_entry import WeightsEntry
 from isohub.repos.weights_url import ENTRY_RECORD, file_name

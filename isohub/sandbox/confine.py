@@ -14,10 +14,7 @@ seccomp.
 from __future__ import annotations
 
 import os
-import shutil
-import signal
 import socket
-import subprocess
 import tempfile
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
@@ -27,18 +24,15 @@ from isohub.sandbox.kernel import ARCHITECTURES, architecture, drop_capabilities
 from isohub.sandbox.landlock import Rule
 from isohub.sandbox.limits import apply_limits
 from isohub.sandbox.policy import LAYERS, NAMESPACES
+from isohub.sandbox.processes import close_all_but, die_with_parent
 from isohub.sandbox.seccomp import Traits
 
 __all__ = [
     "BASE_LAYERS",
-    "PASSED_VARIABLES",
     "UNCONFINED",
     "Confined",
     "Machine",
-    "close_all_but",
     "confine",
-    "die_with_parent",
-    "remove_tree",
 ]
 
 #: What every worker has, on every machine, with every policy.
@@ -54,15 +48,6 @@ BASE_LAYERS: Tuple[str, ...] = (
 #: The exit code of a worker that could not be confined: EX_OSERR of sysexits.h.
 UNCONFINED = 71
 
-#: The only variables of the caller's that a worker sees: locale, time zone, threads, processor and GPU choice.
-PASSED_VARIABLES: Tuple[str, ...] = (
-    "CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "GOMP_CPU_AFFINITY", "GOMP_SPINCOUNT", "KMP_AFFINITY",
-    "KMP_BLOCKTIME", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "MKL_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OPENBLAS_NUM_THREADS", "PATH",
-    "TORCH_CPP_LOG_LEVEL", "TZ",
-)  # fmt: skip
-
-_PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 _OWN_PROC = (
@@ -133,54 +118,6 @@ class Confined(NamedTuple):
     missing: Tuple[str, ...]
     details: Dict[str, str]
     listener: Optional[socket.socket] = None
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends; end now if it has ended already.
-
-    Args:
-        parent: Its process number as this process sees it: 0 if it is outside of this pid namespace.
-    """
-    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)
-
-
-def close_all_but(keep: Sequence[int]) -> None:
-    """Close every descriptor above standard error that is not in `keep`."""
-    low = 3
-    for descriptor in [*sorted(set(keep)), None]:
-        high = (1 << 31) - 1 if descriptor is None else descriptor
-        if descriptor is None or descriptor > low:
-            _close_range(low, high)
-        if descriptor is not None:
-            low = max(low, descriptor + 1)
-
-
-def _close_range(low: int, high: int) -> None:
-    """Close low <= descriptor < high, by what there is rather than by what there may be."""
-    for descriptor in [int(name) for name in os.listdir("/proc/self/fd")]:
-        if low <= descriptor < high:
-            try:
-                os.close(descriptor)
-            except OSError:
-                pass  # the listing's own descriptor
-
-
-def remove_tree(directory: str) -> None:
-    """Remove a worker's directory, whatever the worker made of it."""
-    try:
-        os.rmdir(directory)  # often empty, and this needs no descriptor where none is left
-    except OSError:
-        pass
-    else:
-        return
-    try:
-        shutil.rmtree(directory, ignore_errors=True)
-    except RecursionError:
-        # It recurses, and a repo can nest directories deeper than Python's stack; rm(1) does not.
-        command = ["/bin/rm", "-rf", "--", directory]
-        subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
 
 def confine(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import struct
 from typing import Any, Tuple
 
@@ -44,7 +43,7 @@ _libc.syscall.restype = ctypes.c_long
 
 def architecture() -> str:
     """The machine's name, as ``uname -m`` has it, if this process runs its own instructions: else what it is."""
-    machine = platform.machine()
+    machine = os.uname().machine
     if struct.calcsize("P") != 8:
         return f"{machine}, 32 bits"
     return machine

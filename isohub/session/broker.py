@@ -23,8 +23,6 @@ Side: caller. Trust: every wish is the worker's.
 from __future__ import annotations
 
 import os
-import tarfile
-import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,17 +32,12 @@ from isohub.errors import IntegrityError, IsohubError, LockMismatchError, Source
 from isohub.network.border import NetworkBorder
 from isohub.network.errand import Errand
 from isohub.repos.cancellation import Cancellation
-from isohub.repos.connections import as_asked
-from isohub.repos.credentials import Credentials
-from isohub.repos.reference import parse
-from isohub.repos.store import Store
-from isohub.repos.weights import Weights
-from isohub.repos.weights_url import parse_weights_url
 from isohub.sandbox.hosts import WEIGHT_HOSTS, HostPolicy
 
 if TYPE_CHECKING:
     from isohub.repos.lockfile import Lockfile
     from isohub.repos.pins import Pin
+    from isohub.repos.weights import Weights
     from isohub.repos.weights_entry import WeightsFile
     from isohub.session.replies import Want
 
@@ -187,6 +180,12 @@ class Broker:
             return Given.failed(SourceUnavailableError(text, hint="is there room in the cache and in TMPDIR?"))
 
     def _file(self, want: Want, *, verbose: bool) -> Given:
+        # Most workers ask for nothing; requests and what else downloads comes with the first that does.
+        from isohub.repos.connections import as_asked
+        from isohub.repos.credentials import Credentials
+        from isohub.repos.weights import Weights
+        from isohub.repos.weights_url import parse_weights_url
+
         lock, reference, extras = self._lockfile, self._pin.reference, self._pin.extras
         locked = None if lock is None else lock.weights(reference, extras, want.address)
         weights = Weights(self._root, offline=self._offline, border=self._border)
@@ -225,6 +224,13 @@ class Broker:
             return Given(descriptor=descriptor, path=found.blob, linked=True)
 
     def _repo(self, want: Want, *, verbose: bool) -> Given:
+        import tarfile
+        import tempfile
+
+        from isohub.repos.credentials import Credentials
+        from isohub.repos.reference import parse
+        from isohub.repos.store import Store
+
         store, lock = Store(self._root, offline=self._offline, credentials=Credentials(anonymous=True)), self._lockfile
         reference = parse(want.address, "github")
         pin = store.resolve(reference)  # first: it shows that the repository is anybody's to have

@@ -14,27 +14,24 @@ Source: ``torch.device``; torch 2.13 takes "meta" for a module and drops its dat
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from isohub.errors import PolicyError, ProtocolError
+from isohub.errors import ProtocolError
 from isohub.sandbox.policy import Sandbox
 from isohub.wire.arena import SMALLEST_DIRECT_BYTES, Cargo, aligned
 from isohub.wire.device_memory import DeviceArena
 from isohub.wire.devices import Placing, placing
 from isohub.wire.tables import Viewing
 
-__all__ = ["Gpus", "Traffic", "checked_device", "gpu_variables"]
+__all__ = ["Gpus", "Traffic", "checked_device"]
 
 #: Of a GPU's memory, for one worker and one direction; larger messages go by host memory.
 _LARGEST_ARENA_BYTES = 256 << 20
 _SMALLEST_ARENA_BYTES = 8 << 20
-
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
@@ -116,11 +113,16 @@ class Traffic:
         self._taken: _Pair | None = None  # with the last one: used from the next on
         self._without: set[str] = set()  # the caller's names of those that have none
 
-    def lay_out(self, cargo: Cargo) -> list[tuple[int, str, bool]]:
-        """Lay a question's cargo out; returns the rows of its ``devices``."""
+    def withdraw(self) -> None:
+        """Begin a question without tensors of a GPU, until `lay_out` says otherwise."""
+        self.follows = False
         if self._offered is not None:  # of a question that was not sent
             self._offered.close()
             self._offered = None
+
+    def lay_out(self, cargo: Cargo) -> list[tuple[int, str, bool]]:
+        """Lay a question's cargo out; returns the rows of its ``devices``."""
+        self.withdraw()
         if self._taken is not None:
             before = self._pairs.get(self._taken.there)
             self._pairs[self._taken.there], self._taken = self._taken, None
@@ -224,27 +226,6 @@ class Traffic:
         needs = self._needs.setdefault(name, [0, 0])
         if size_bytes <= _LARGEST_ARENA_BYTES:
             needs[way] = max(needs[way], size_bytes)
-
-
-def gpu_variables(policy: Sandbox) -> dict[str, str]:
-    """What a worker that sees some of the GPUs has in its environment for it.
-
-    Raises:
-        PolicyError: The caller's own choice has fewer.
-    """
-    if isinstance(policy.gpu, bool):
-        return {}
-    own = os.environ.get(_VISIBLE)
-    if own is None:
-        return {_VISIBLE: ",".join(map(str, policy.gpus))}
-    seen = [name.strip() for name in own.split(",") if name.strip()]
-    missing = [number for number in policy.gpus if number >= len(seen)]
-    if missing:
-        raise PolicyError(
-            f"gpu={policy.gpu!r}, and {_VISIBLE}={own!r} leaves {len(seen)} to this process",
-            hint=f"isohub.Sandbox(gpu=...) numbers them from 0 within {_VISIBLE}, as torch does",
-        )
-    return {_VISIBLE: ",".join(seen[number] for number in policy.gpus)}
 
 
 def checked_device(device: Any) -> Any:

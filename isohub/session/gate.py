@@ -11,8 +11,6 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from isohub.errors import UntrustedRepoError
 
 if TYPE_CHECKING:
@@ -83,6 +81,8 @@ class ProgramGate:
     def open(self, form: str, data: bytes) -> Any:
         """The program, opened. Trust: a worker whose repo the user trusts."""
         self.check(form)
+        import torch
+
         if form == "torchscript":
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # torch 2.13 deprecates TorchScript

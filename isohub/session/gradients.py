@@ -53,10 +53,10 @@ class Recording:
         self.hidden: list[torch.Tensor] = []
         self.outputs: list[torch.Tensor] = []
         # Outputs may outlive handles and session; they must keep neither alive.
-        self._link = weakref.ref(link)
-        self._worker = weakref.ref(link.worker)  # a link's may be another one later
+        self._link = link.weak
+        self._worker = link.worker.weak  # a link's may be another one later
         self._name = link.worker.name
-        self._finalizer: weakref.finalize[Any, Any] | None = None
+        self._forgotten: Any = None  # a queue of the numbers whose graphs the worker may forget
 
     def begin(self, number: int, rows: Sequence[tuple[int, torch.Tensor]], forgotten: Any) -> list[Any]:
         """Note what goes out; returns, for each input, its rows in the tensor table and whether it is a leaf.
@@ -75,10 +75,13 @@ class Recording:
             places[id(tensor)][0].append(row)
         self.inputs.extend(self._also)
         self._also = ()
-        # Also of calls that end by an exception. May run at any moment: only hands over.
-        self._finalizer = weakref.finalize(self, forgotten.put, number)
-        self._finalizer.atexit = False
+        self._forgotten = forgotten
         return list(places.values())
+
+    def abandon(self) -> None:
+        """The call has ended by an exception: the worker may have kept its graph all the same."""
+        if self._forgotten is not None:
+            self._forgotten.put(self.number)
 
     def answered(self, claimed_rows: Sequence[int], tensors: Sequence[torch.Tensor]) -> None:
         """Take what the worker says of its answer.
@@ -102,10 +105,10 @@ class Recording:
         inputs, outputs, hidden = self.inputs, self.outputs, self.hidden
         self.inputs, self.outputs, self.hidden = [], [], []  # the node holds this: no circles
         if not outputs:
-            if self._finalizer is not None:
-                self._finalizer.detach()  # the worker kept nothing
-            return
-        parameters = torch.zeros((), requires_grad=True)
+            return  # the worker kept nothing
+        # May run at any moment: only hands over.
+        weakref.finalize(self, self._forgotten.put, self.number).atexit = False
+        parameters = torch.zeros((), requires_grad=True, device="cpu")
         _Backward.apply(self, outputs, len(inputs), parameters, *inputs, *hidden)  # type: ignore[no-untyped-call]
 
     def backward(

@@ -143,6 +143,7 @@ class Link:
         timeout_s: Seconds that each question may take.
         limit_bytes: The most tensor bytes that one answer may hold.
         verbose: Whether downloads of the worker's may show their progress.
+        weak: A weak reference to it.
         recipe: What was asked of the entrypoint; None before that.
         recovery: Builds it again once the worker has died, if that was asked for.
     """
@@ -169,6 +170,7 @@ class Link:
         self.timeout_s = timeout_s
         self.limit_bytes = limit_bytes
         self.verbose = verbose
+        self.weak = weakref.ref(self)
         self._pid = os.getpid()
         self._queue: queue.SimpleQueue[Callable[[], None] | None] | None = None
         self._queue_lock = threading.Lock()
@@ -215,12 +217,14 @@ class Link:
             recording=recording,
         )
         references = itertools.count(1)  # of this one answer
+        answered = False
         try:
             answer = self.worker.ask(
                 question,
                 lambda cargo, value: self._encode(cargo, value, question),
                 lambda claimed: self._handle(claimed, next(references)),
             )
+            answered = True
         except Faulted as faulted:
             raise self._error(faulted, question) from None
         except SessionClosedError as error:
@@ -233,6 +237,9 @@ class Link:
                 hint="pass large data as tensors or arrays",
                 phase=phase,
             ) from None
+        finally:
+            if recording is not None and not answered:
+                recording.abandon()
         if recording is not None:
             recording.tie()
         return answer

@@ -23,20 +23,21 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from isohub.environments.runtime import HOST, Runtime
 from isohub.errors import SessionClosedError, WorkerStartError, WorkerTimeoutError
 from isohub.sandbox.policy import NONE
 from isohub.session.background import Background
 from isohub.session.ending import refused
-from isohub.session.preparing import prepare
-from isohub.session.register import Register
 from isohub.session.request import Placement
 from isohub.session.spawn import Zygote
-from isohub.session.supervisor import Worker
 from isohub.session.watchdog import Watchdog
-from isohub.session.worker_info import WorkerInfo, info_of
+
+if TYPE_CHECKING:
+    from isohub.session.register import Register
+    from isohub.session.supervisor import Worker
+    from isohub.session.worker_info import WorkerInfo
 
 __all__ = ["Pool", "WhenFull", "WorkerKey"]
 
@@ -98,7 +99,7 @@ class Pool:
     def __init__(self, max_workers: int | None = None, when_full: WhenFull = "error") -> None:
         self.background = Background()
         self._watchdog = Watchdog()
-        self._register = Register()
+        self._registers: list[Register] = []  # one, from the first worker on
         self._max_workers = math.inf if max_workers is None else max_workers
         self._when_full = when_full
         self._lock = threading.Lock()
@@ -109,7 +110,7 @@ class Pool:
         self._closed = False
         # At the latest when nobody can reach the pool any more, or Python ends.
         self._finalizer = weakref.finalize(
-            self, _end, os.getpid(), self._entries, self._zygotes, self.background, self._watchdog, self._register
+            self, _end, os.getpid(), self._entries, self._zygotes, self.background, self._watchdog, self._registers
         )
 
     def warm(self, runtime: Runtime = HOST, *, confined: bool = True) -> Zygote:
@@ -149,13 +150,15 @@ class Pool:
                 if entry.worker is None:
                     zygote = self.warm(key.runtime, confined=key.placement.policy != NONE)
                     worker = zygote.spawn(key.name, key.commit, timeout_s, key.placement, self._watchdog)
+                    from isohub.session.preparing import prepare
+
                     try:
                         check(worker)
                         prepare(worker, timeout_s)
                     except BaseException:
                         worker.close()
                         raise
-                    worker.row = self._register.enter(
+                    worker.row = self._register().enter(
                         name=key.name,
                         reference=key.reference,
                         commit=key.commit,
@@ -178,6 +181,14 @@ class Pool:
             yield entry.worker
         finally:
             self._give_back(key, entry, leases=1)
+
+    def _register(self) -> Register:
+        from isohub.session.register import Register
+
+        with self._lock:
+            if not self._registers:
+                self._registers.append(Register())
+            return self._registers[0]
 
     def _admit(self, key: WorkerKey, timeout_s: float | None) -> _Entry:
         """The key's entry with one more lease, once there is room for it."""
@@ -296,6 +307,8 @@ class Pool:
 
     def infos(self) -> list[WorkerInfo]:
         """What can be said of those, without asking them."""
+        from isohub.session.worker_info import info_of
+
         with self._lock:
             entries = [*self._entries.items()]
         return [
@@ -322,18 +335,23 @@ def _end(
     zygotes: dict[tuple[Runtime, bool], Zygote],
     background: Background,
     watchdog: Watchdog,
-    register: Register,
+    registers: list[Register],
 ) -> None:
     """End what a pool has started, unless this is a fork of the process that started it."""
     if os.getpid() != pid:
         return
-    for entry in [*entries.values()]:
-        if entry.worker is not None:
-            entry.worker.close()
+    workers = [entry.worker for entry in [*entries.values()] if entry.worker is not None]
+    for worker in workers:  # all at once, and then each is waited for
+        worker.begin_to_close()
+    for zygote in [*zygotes.values()]:
+        zygote.begin_to_close()
+    for worker in workers:
+        worker.close()
     entries.clear()
     for zygote in [*zygotes.values()]:
         zygote.close()
     zygotes.clear()
-    register.close()
+    for register in registers:
+        register.close()
     watchdog.close()
     background.close()

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from isohub.session.gradients import Recording
-from isohub.session.options import Interruption
-from isohub.session.replies import Fault
+if TYPE_CHECKING:
+    from isohub.session.gradients import Recording
+    from isohub.session.options import Interruption
+    from isohub.session.replies import Fault
 
 __all__ = ["CallInterrupted", "Faulted", "Question"]
 
 
-@dataclass
+@dataclass(slots=True)
 class Question:
     """One thing asked of a worker.
 

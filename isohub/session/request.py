@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from isohub.errors import PolicyError
-from isohub.sandbox.confine import PASSED_VARIABLES
-from isohub.sandbox.grants import is_below
 from isohub.sandbox.policy import NONE, Sandbox
-from isohub.session.devices import gpu_variables
+from isohub.sandbox.processes import PASSED_VARIABLES
 
-__all__ = ["Placement", "memory_limit_bytes", "worker_request"]
+__all__ = ["Placement", "gpu_variables", "memory_limit_bytes", "worker_request", "worker_variables"]
 
 # After a parallel region libgomp's threads spin for milliseconds before they sleep. With few processors, a
 # worker's and the caller's then spin against each other: on two, a 600 kB call between operators of the caller's
@@ -29,6 +27,7 @@ _GOMP_SPINCOUNT = "20000"
 # Of the machine's memory, for a policy that names none: what is left lets the caller say what happened. The watchdog
 # asks ten times a second.
 _DEFAULT_MEMORY_BYTES = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 0.9)
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 # With fewer torch does not start its threads.
 _LEAST_FILES = 64
 
@@ -63,6 +62,27 @@ def worker_variables() -> dict[str, str]:
     if len(os.sched_getaffinity(0)) <= _FEW_PROCESSORS and "OMP_WAIT_POLICY" not in passed:
         passed.setdefault("GOMP_SPINCOUNT", _GOMP_SPINCOUNT)
     return passed
+
+
+def gpu_variables(policy: Sandbox) -> dict[str, str]:
+    """What a worker that sees some of the GPUs has in its environment for it.
+
+    Raises:
+        PolicyError: The caller's own choice has fewer.
+    """
+    if isinstance(policy.gpu, bool):
+        return {}
+    own = os.environ.get(_VISIBLE)
+    if own is None:
+        return {_VISIBLE: ",".join(map(str, policy.gpus))}
+    seen = [name.strip() for name in own.split(",") if name.strip()]
+    missing = [number for number in policy.gpus if number >= len(seen)]
+    if missing:
+        raise PolicyError(
+            f"gpu={policy.gpu!r}, and {_VISIBLE}={own!r} leaves {len(seen)} to this process",
+            hint=f"isohub.Sandbox(gpu=...) numbers them from 0 within {_VISIBLE}, as torch does",
+        )
+    return {_VISIBLE: ",".join(seen[number] for number in policy.gpus)}
 
 
 def worker_request(placement: Placement) -> dict[str, Any]:
@@ -111,6 +131,8 @@ def _check_nesting(placement: Placement, policy: Sandbox) -> None:
     Raises:
         PolicyError: Something does.
     """
+    from isohub.sandbox.grants import is_below
+
     writable = [str(path) for path in policy.write]
     store = None if placement.store is None else os.path.realpath(placement.store)
     for path in writable:

@@ -19,22 +19,26 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isohub.environments.runtime import HOST, Runtime
 from isohub.errors import WorkerStartError, printable
-from isohub.sandbox.confine import remove_tree
+from isohub.sandbox.processes import remove_tree
 from isohub.session.background import Background, Output
-from isohub.session.preparing import could_not_start
 from isohub.session.request import Placement, worker_request, worker_variables
-from isohub.session.supervisor import Worker
-from isohub.session.watchdog import Watchdog
 from isohub.wire.channel import ChannelClosed
 from isohub.wire.protocol import close_descriptors
+
+if TYPE_CHECKING:
+    from isohub.session.supervisor import Worker
+    from isohub.session.watchdog import Watchdog
 
 __all__ = ["START", "Zygote"]
 
 START = Path(__file__).resolve().parent.parent / "worker" / "start.py"
+# Where the kernel gives huge pages to who asks for them, malloc does (glibc 2.35 and later; others pass it over): a
+# large result costs a fault for two megabytes, not for four kilobytes. Forks have it of their zygote.
+_HUGE_PAGES = "glibc.malloc.hugetlb=1"
 _STOP_TIMEOUT_S = 5.0
 _EXIT_NOTICE_S = 1.0
 
@@ -78,7 +82,7 @@ class Zygote:
                 stdout=output_write,
                 stderr=output_write,
                 pass_fds=[theirs.fileno()],
-                env=worker_variables(),
+                env={**worker_variables(), "GLIBC_TUNABLES": _HUGE_PAGES},
                 cwd=self._directory,
                 start_new_session=True,
             )
@@ -165,7 +169,18 @@ class Zygote:
             close_descriptors([out_write, err_write])
         for output in outputs:
             self._background.watch(output)
-        worker = Worker(name, commit, channel, status, outputs, self._background, placement, watchdog, self._runtime)
+        try:
+            from isohub.session.supervisor import Worker  # this process needs torch from here on
+
+            worker = Worker(
+                name, commit, channel, status, outputs, self._background, placement, watchdog, self._runtime
+            )
+        except BaseException:
+            channel.close()  # which ends the worker
+            status.close()
+            for output in outputs:
+                self._background.forget(output)
+            raise
         try:
             worker.greet(timeout_s)
         except ChannelClosed as error:
@@ -177,14 +192,20 @@ class Zygote:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_EXIT_NOTICE_S)
         self._output.drain()
+        from isohub.session.preparing import could_not_start
+
         words = f"the process that makes workers, of {self._runtime.python}, ended"
         words += f" ({_exit_words(self._process.returncode)}) before it was asked to"
         return could_not_start(words, self._runtime, self._output.tail())
 
-    def close(self) -> None:
-        """End it and every process that it is an ancestor of; does not return before they are gone."""
+    def begin_to_close(self) -> None:
+        """Have it end, with every process that it is an ancestor of, and do not wait; `close` is to follow."""
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)  # a forked child of the caller's may hold a copy of it
+
+    def close(self) -> None:
+        """End it and every process that it is an ancestor of; does not return before they are gone."""
+        self.begin_to_close()
         self._control.close()
         try:
             self._process.wait(_STOP_TIMEOUT_S)

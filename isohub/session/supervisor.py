@@ -23,7 +23,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -36,8 +36,7 @@ from isohub.errors import (
     WorkerStartError,
     WorkerTimeoutError,
 )
-from isohub.network.proxy import AllowListProxy
-from isohub.repos.http_errors import shown
+from isohub.repos.naming import shown
 from isohub.sandbox.policy import Confinement
 from isohub.session.background import Background, Budget, Output
 from isohub.session.broker import Broker, Given
@@ -54,6 +53,9 @@ from isohub.wire.arena import Cargo
 from isohub.wire.channel import Channel, ChannelClosed, discard
 from isohub.wire.patience import Patience
 from isohub.wire.protocol import Conversation, Event, State
+
+if TYPE_CHECKING:
+    from isohub.network.proxy import AllowListProxy
 
 __all__ = ["Versions", "Worker"]
 
@@ -115,6 +117,7 @@ class Worker:
         asked: ``time.monotonic()`` of the beginning of its last question.
         used: ``time.monotonic()`` of the end of its last question.
         row: Where other processes of the user's read what it does.
+        weak: A weak reference to it.
     """
 
     def __init__(
@@ -162,6 +165,7 @@ class Worker:
         self.calls = 0
         self.asked = self.used = self.started
         self.row: Row | None = None
+        self.weak = weakref.ref(self)
         self._closing = False
         self._broker_lock = threading.Lock()
         self._obituary: IsohubError | None = None
@@ -243,6 +247,8 @@ class Worker:
             except OSError as error:
                 discard(descriptors)
                 raise ProtocolError("a listener that is no socket") from error
+            from isohub.network.proxy import AllowListProxy
+
             try:
                 self._proxy = AllowListProxy(listener, hosts, who=self.name)
             except (OSError, ValueError) as error:
@@ -318,6 +324,9 @@ class Worker:
                     raise ProtocolError("words that nobody asked for")
                 body, descriptors = self._mailbox.pack(question, self._conversation.number + 1, other, self.lacking)
                 self._stage = _Stage.SENDING
+                note = self._mailbox.gone()
+                if note is not None:
+                    self._channel.send(0, note)
                 number = self._conversation.ask()
                 self._channel.send(number, body, descriptors)
                 self._mailbox.sent()
@@ -391,7 +400,8 @@ class Worker:
                 raise ProtocolError("an error with descriptors")
             raise Faulted(reply)
         finally:
-            discard(descriptors)
+            if descriptors:
+                discard(descriptors)
 
     def _bring(self, want: Want, question: Question) -> None:
         """Have the broker do what the worker wants, and tell it; the question's time and the worker's end count."""
@@ -624,10 +634,14 @@ class Worker:
         """Whether it can still be asked."""
         return self._obituary is None
 
-    def close(self) -> None:
-        """Kill it and wait until it is gone. A question that is open in another thread fails."""
+    def begin_to_close(self) -> None:
+        """Kill it, and do not wait; `close` is to follow."""
         self._closing = True
         self.kill()
+
+    def close(self) -> None:
+        """Kill it and wait until it is gone. A question that is open in another thread fails."""
+        self.begin_to_close()
         with self._lock:
             if self._obituary is None:
                 self._process.exit_status(_EXIT_NOTICE_S)

@@ -6,8 +6,8 @@ is counted here, from ``/proc``. A limit that is passed kills the worker, and wh
 
 Rules:
 
-1. One daemon thread a session, from its first confined worker on. While a worker has a question open it looks ten
-   times a second; else every two seconds.
+1. One daemon thread a session, from its first confined worker on. At a worker that has a question open, or has had
+   one since the last look, it looks ten times a second; at any other every two seconds.
 2. The cheap sums first, of all workers: processes, processor time, and resident sizes, which count shared pages for
    each process. Only where that is too much are pages counted by share (``smaps_rollup``), of the largest processes,
    and for a tenth of the time at most: many processes of one worker must not hide another.
@@ -180,6 +180,7 @@ class Watchdog:
 
     def __init__(self) -> None:
         self._workers: weakref.WeakKeyDictionary[Worker, float] = weakref.WeakKeyDictionary()  # when to count pages
+        self._looked: weakref.WeakKeyDictionary[Worker, float] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -213,9 +214,12 @@ class Watchdog:
             thread.join()
 
     def look(self) -> bool:
-        """Look at every worker once; whether one of them is busy."""
+        """Look once at every worker whose turn it is; whether one of them is busy."""
+        now = time.monotonic()
         with self._lock:
-            workers = [worker for worker in self._workers if worker.alive]
+            workers = [worker for worker in self._workers if worker.alive and self._due(worker, now)]
+            for worker in workers:
+                self._looked[worker] = now
         used = [(worker, measure([pid for pid in (worker.pid, worker.init_pid) if pid > 0])) for worker in workers]
         for worker, usage in used:
             excess = _counted_excess(worker, usage)
@@ -226,6 +230,10 @@ class Watchdog:
             if excess is not None:
                 worker.end_for(excess)
         return any(worker.busy for worker in workers)
+
+    def _due(self, worker: Worker, now: float) -> bool:
+        looked = self._looked.get(worker, 0.0)
+        return worker.busy or worker.used >= looked or now - looked >= _IDLE_S
 
     def _memory_excess(self, worker: Worker, usage: Usage) -> Excess | None:
         policy = worker.placement.policy

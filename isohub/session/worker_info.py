@@ -11,8 +11,6 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from isohub.sandbox.policy import Confinement
 from isohub.session.register import Recorded, recorded
 
@@ -78,6 +76,8 @@ class WorkerInfo:
 
 def _used(pid: int) -> dict[str, Any]:
     """Processor time and memory of a process, as far as the kernel tells this user."""
+    import psutil
+
     found: dict[str, Any] = dict.fromkeys(("cpu_s", "rss_bytes", "pss_bytes", "uss_bytes"))
     try:
         process = psutil.Process(pid)

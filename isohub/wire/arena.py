@@ -27,6 +27,7 @@ import weakref
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Protocol, Sequence, Tuple
 
 from isohub.errors import ProtocolError
+from isohub.wire.copies import Move
 from isohub.wire.device_memory import DeviceArena
 from isohub.wire.devices import copy_down, is_carried, page_lock, slices_of
 from isohub.wire.pages import PRIVATE, SHARED, allocate, map_array, unmap
@@ -304,17 +305,18 @@ class Cargo:
         # Rounded down so that every view keeps its alignment and its offset stays a whole element.
         return start // ALIGNMENT * ALIGNMENT, end
 
-    def write_to(self, address: int) -> None:
+    def write_to(self, address: int, move: Move) -> None:
         """Copy everything to mapped memory of at least `size_bytes`.
 
-        memmove on purpose: ``Tensor.copy_`` wakes OpenMP's threads, which then spin against the
-        worker's for the processors (p99 of 8 ms against 0.5 ms).
+        Args:
+            address: Of its first byte.
+            move: What copies.
         """
         for blob, (offset, size) in zip(self._blobs, self.claims.storages):
             ctypes.memmove(address + offset, blob, size)
         for source, offset, size in self._sources:
             if size:
-                ctypes.memmove(address + offset, source, size)
+                move(address + offset, source, size)
         for held, offset in self._device_sources:
             if held.numel():
                 copy_down(held, address + offset, held.numel())

@@ -109,7 +109,12 @@ class Channel:
             if slept:
                 assert self._patience is not None
                 self._patience.slept()
-            self._reader.feed(data, _descriptors(ancillary) if ancillary else ())
+            if data and not ancillary and not flags & socket.MSG_CTRUNC:
+                frame = self._reader.whole(data)
+                if frame is not None:
+                    return frame
+                continue
+            self._reader.feed(data, _descriptors(ancillary))
             if flags & socket.MSG_CTRUNC:
                 raise ProtocolError(f"more than {MAX_DESCRIPTORS} descriptors with one frame")
             if not data:

@@ -83,7 +83,7 @@ def placing(
         device = choose(int(name[5:]))
         if device is None:
             return None
-        host = torch.empty(0, dtype=torch.uint8).set_(view(offset, size))
+        host = torch.empty(0, dtype=torch.uint8, device="cpu").set_(view(offset, size))
         return host.to(device)
 
     return place
@@ -104,7 +104,7 @@ def slices_of(source: Any) -> Any:
     import torch
 
     size = source.numel()
-    staging = torch.empty(min(size, _SLICE_BYTES), dtype=torch.uint8, pin_memory=True)
+    staging = torch.empty(min(size, _SLICE_BYTES), dtype=torch.uint8, device="cpu", pin_memory=True)
     memory: Any = staging.numpy()
     view = memoryview(memory)
     for offset in range(0, size, _SLICE_BYTES):

@@ -166,8 +166,8 @@ def _read_sparse(decoder: Any, tree: List[Any], depth: int) -> Any:
     layout = getattr(torch, f"sparse_{tree[1]}")
     make = torch.sparse_compressed_tensor
     if not _checks_on_demand():
-        return make(compressed, plain, values, size, layout=layout)
-    return make(compressed, plain, values, size, layout=layout, check_invariants=True)
+        return make(compressed, plain, values, size, layout=layout, device=values.device)
+    return make(compressed, plain, values, size, layout=layout, device=values.device, check_invariants=True)
 
 
 @functools.lru_cache(maxsize=1)
@@ -176,9 +176,8 @@ def _checks_on_demand() -> bool:
     import torch
 
     try:
-        torch.sparse_coo_tensor(
-            torch.empty((1, 0), dtype=torch.int64), torch.empty(0), (1,), is_coalesced=True, check_invariants=True
-        )
+        indices, values = torch.empty((1, 0), dtype=torch.int64, device="cpu"), torch.empty(0, device="cpu")
+        torch.sparse_coo_tensor(indices, values, (1,), device="cpu", is_coalesced=True, check_invariants=True)
     except TypeError:
         return False
     return True
@@ -199,8 +198,10 @@ def _read_coo(size: List[int], indices: Any, values: Any, coalesced: Any) -> Any
             if int(row.min()) < 0 or int(row.max()) >= limit:
                 raise ProtocolError("a sparse tensor with an index outside of it")
     if not _checks_on_demand():
-        return torch.sparse_coo_tensor(indices, values, size)._coalesced_(coalesced)
-    return torch.sparse_coo_tensor(indices, values, size, is_coalesced=coalesced, check_invariants=True)
+        return torch.sparse_coo_tensor(indices, values, size, device=values.device)._coalesced_(coalesced)
+    return torch.sparse_coo_tensor(
+        indices, values, size, device=values.device, is_coalesced=coalesced, check_invariants=True
+    )
 
 
 def _read_meta(parts: List[Any]) -> Any:

@@ -80,6 +80,8 @@ class Event(enum.Enum):
     VALUE = "value"
     ERROR = "error"
 
+    __hash__ = object.__hash__  # by what it is; Enum's own hashes its name, in Python
+
 
 class State(enum.Enum):
     """Whose turn it is."""
@@ -88,6 +90,8 @@ class State(enum.Enum):
     IDLE = "idle"
     BUSY = "busy"
     OWING = "owing"
+
+    __hash__ = object.__hash__
 
 
 #: The whole machine. What is not here is a `ProtocolError`.
@@ -181,6 +185,15 @@ class FrameReader:
         self._bytes = bytearray()
         self._descriptors: Deque[int] = deque()
         self._claimed: Optional[Tuple[int, int, int]] = None  # length, descriptors, number, of the frame under way
+
+    def whole(self, data: bytes) -> Optional[Frame]:
+        """The frame that these bytes are, if they are one without descriptors, and nothing came before; else fed."""
+        if not self._bytes and not self._descriptors and len(data) >= HEADER.size:
+            magic, version, count, length, number = HEADER.unpack_from(data)
+            if magic == _MAGIC and version == _VERSION and not count and length == len(data) - HEADER.size:
+                return Frame(number, data[HEADER.size :], ())
+        self.feed(data)
+        return None
 
     def feed(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
         """Take what one ``recvmsg`` gave. The descriptors are this reader's from here on."""

@@ -14,6 +14,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from isohub.errors import ProtocolError
 from isohub.wire.arena import ALIGNMENT, SMALLEST_REUSED_BYTES, Claims, dtype_named, reusable, storage_of
+from isohub.wire.copies import Move
 from isohub.wire.devices import Placing, read_devices
 from isohub.wire.protocol import MAX_DIMENSIONS, MAX_TENSORS
 
@@ -41,12 +42,19 @@ class _Row(NamedTuple):
     plain: bool  # a contiguous one that fills a storage of its own
 
 
+def _shaped(flat: Any, row: _Row) -> Any:
+    """The same elements in the row's shape. Not what autograd calls a view: nobody knows a base of it."""
+    return flat if len(row.shape) == 1 else flat.view(row.shape).data
+
+
 class Viewing:
     """Storages that are the memory itself.
 
     Args:
         memory: An arena's `carrier`, a parcel's mapping, or bytes.
     """
+
+    __slots__ = ("_memory", "_torch")
 
     def __init__(self, memory: Any) -> None:
         import torch
@@ -58,13 +66,13 @@ class Viewing:
         """The untyped storage of these bytes."""
         torch = self._torch
         if size == 0:
-            return storage_of(torch.empty(0, dtype=torch.uint8))
+            return storage_of(torch.empty(0, dtype=torch.uint8, device="cpu"))
         return storage_of(torch.frombuffer(self._memory, dtype=torch.uint8, count=size, offset=offset))
 
     def tensor(self, row: _Row, storage: Tuple[int, int]) -> Any:
         """A plain row's tensor, which has its storage for itself."""
         flat = self._torch.frombuffer(self._memory, dtype=row.dtype, count=row.elements, offset=storage[0])
-        return flat if len(row.shape) == 1 else flat.view(row.shape)
+        return _shaped(flat, row)
 
 
 class Copying:
@@ -72,13 +80,17 @@ class Copying:
 
     Args:
         address: Of its first byte.
+        move: What copies.
     """
 
-    def __init__(self, address: int) -> None:
+    __slots__ = ("_address", "_move", "_torch")
+
+    def __init__(self, address: int, move: Move = ctypes.memmove) -> None:
         import torch
 
         self._torch = torch
         self._address = address
+        self._move = move
 
     def __call__(self, offset: int, size: int) -> Any:
         """The untyped storage of these bytes."""
@@ -86,9 +98,9 @@ class Copying:
         if size >= SMALLEST_REUSED_BYTES:
             own = storage_of(torch.frombuffer(reusable.take(size), dtype=torch.uint8, count=size))
         else:
-            own = storage_of(torch.empty(size, dtype=torch.uint8))
+            own = storage_of(torch.empty(size, dtype=torch.uint8, device="cpu"))
         if size:
-            ctypes.memmove(own.data_ptr(), self._address + offset, size)
+            self._move(own.data_ptr(), self._address + offset, size)
         return own
 
     def tensor(self, row: _Row, storage: Tuple[int, int]) -> Any:
@@ -96,10 +108,10 @@ class Copying:
         offset, size = storage
         if size >= SMALLEST_REUSED_BYTES:
             memory = reusable.take(size)
-            own = self._torch.frombuffer(memory, dtype=row.dtype, count=row.elements).view(row.shape)
+            own = _shaped(self._torch.frombuffer(memory, dtype=row.dtype, count=row.elements), row)
         else:
-            own = self._torch.empty(row.shape, dtype=row.dtype)
-        ctypes.memmove(own.data_ptr(), self._address + offset, size)
+            own = self._torch.empty(row.shape, dtype=row.dtype, device="cpu")
+        self._move(own.data_ptr(), self._address + offset, size)
         return own
 
 
@@ -174,7 +186,7 @@ class Tables(NamedTuple):
 def _tensor(row: _Row, storage: Any, *, on_gpu: bool) -> Any:
     import torch
 
-    dtype, device = row.dtype, storage.device if on_gpu else None
+    dtype, device = row.dtype, storage.device if on_gpu else torch.device("cpu")
     if dtype is torch.complex32:  # made directly it warns, which is an exception where warnings are errors
         tensor = torch.empty(0, dtype=torch.uint8, device=device).view(dtype)
     else:
@@ -183,7 +195,7 @@ def _tensor(row: _Row, storage: Any, *, on_gpu: bool) -> Any:
     tensor.set_(storage, row.offset, row.shape, row.strides)
     if dtype is not torch.bool:
         return tensor
-    if device is not None and device.type != "cpu":
+    if device.type != "cpu":
         return tensor.view(torch.uint8).ne(0)  # other bytes than 0 and 1 are none: `_of_bools`
     return _of_bools(tensor, *_bytes_touched(row, 1))
 
@@ -332,4 +344,6 @@ def _of_bools(tensor: Any, start: int, end: int) -> Any:
         return tensor
     data = bytearray(ctypes.string_at(address + start, end - start).translate(_TO_BOOL))
     own = storage_of(torch.frombuffer(data, dtype=torch.uint8))
-    return torch.empty(0, dtype=torch.bool).set_(own, tensor.storage_offset() - start, tensor.shape, tensor.stride())
+    return torch.empty(0, dtype=torch.bool, device="cpu").set_(
+        own, tensor.storage_offset() - start, tensor.shape, tensor.stride()
+    )

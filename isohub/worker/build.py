@@ -25,9 +25,10 @@ import zipfile
 from typing import Any, Dict, List, NoReturn
 
 from isohub.sandbox import namespaces
-from isohub.sandbox.confine import UNCONFINED, Machine, confine, die_with_parent
+from isohub.sandbox.confine import UNCONFINED, Machine, confine
 from isohub.sandbox.kernel import ARCHITECTURES
 from isohub.sandbox.policy import DEFAULT_REQUIRED
+from isohub.sandbox.processes import die_with_parent
 
 __all__ = ["build"]
 

@@ -62,14 +62,18 @@ class Caller:
         """Of the open question; 0 when none is."""
         return self._number
 
-    def hear(self) -> Tuple[Dict[str, Any], Sequence[int]]:
-        """The next question, and the descriptors that came with it."""
+    def hear(self) -> Tuple[Dict[str, Any], Sequence[int], Dict[str, Any]]:
+        """The next question, the descriptors that came with it, and what the caller has let go before it."""
+        gone: Dict[str, Any] = {}
         while True:
             frame = self._channel.receive()
+            if not frame.number:
+                gone = json.loads(frame.body)
+                continue
             question = self._read(frame.body)
             if "wish" not in question:
                 self._number = frame.number
-                return question, frame.descriptors
+                return question, frame.descriptors, gone
             close_descriptors(frame.descriptors)
 
     def _read(self, body: bytes) -> Dict[str, Any]:
@@ -78,7 +82,13 @@ class Caller:
         if known is None:
             known = json.loads(body)
             if "claims" in known:
-                known["tables"] = read_tables(Claims(*known["claims"])._replace(devices=known.get("devices", ())))
+                known["tables"] = tables = read_tables(
+                    Claims(*known["claims"])._replace(devices=known.get("devices", ()))
+                )
+                # Of a call with tensors alone, in the order of the table, nothing has to be decoded.
+                rows = [["T", number] for number in range(len(tables.rows))]
+                alone = known["op"] == "call" and isinstance(known["args"][0], str)
+                known["tensors_alone"] = alone and known["args"][1:] == [["t", *rows], ["d"]]
             if len(body) <= _LONGEST_KNOWN_BYTES:
                 if len(self._known) >= _MOST_KNOWN:
                     self._known.clear()

@@ -30,8 +30,8 @@ import sys
 from typing import List, NoReturn, Optional, Tuple
 
 from isohub.sandbox import namespaces
-from isohub.sandbox.confine import close_all_but, die_with_parent, remove_tree
 from isohub.sandbox.kernel import ARCHITECTURES, architecture, keep_capabilities, system_call
+from isohub.sandbox.processes import close_all_but, die_with_parent, remove_tree
 
 __all__ = ["Inits", "surround"]
 

@@ -9,20 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from typing import Any, Dict, Iterator
+from typing import Any, ContextManager, Dict, Iterator
 
 __all__ = ["entered"]
 
 
-@contextlib.contextmanager
-def entered(question: Dict[str, Any]) -> Iterator[None]:
+_NOTHING: ContextManager[None] = contextlib.nullcontext()
+
+
+def entered(question: Dict[str, Any]) -> ContextManager[None]:
     """The caller's modes, as far as the repo has not switched gradients off itself."""
+    if question["grad"] and not question["inference"] and "modes" not in question:
+        return _NOTHING
+    return _entered(question)
+
+
+@contextlib.contextmanager
+def _entered(question: Dict[str, Any]) -> Iterator[None]:
     import torch
 
     modes = question.get("modes")
-    if not modes and question["grad"] and not question["inference"]:
-        yield
-        return
     with contextlib.ExitStack() as stack:
         if question["inference"]:
             stack.enter_context(torch.inference_mode())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import io
+import json
 import operator
 import os
 import reprlib
@@ -18,15 +19,17 @@ import signal
 import sys
 import traceback
 import types
-from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, Tuple, Union
 
 from isohub.errors import ProtocolError
 from isohub.sandbox.confine import Confined
 from isohub.wire.arena import LARGEST_KEPT_BYTES, Arena, Cargo, dtype_names, make_parcel
 from isohub.wire.channel import ChannelClosed
 from isohub.wire.codec import Decoder, Encoder, LackedDtype, TooLargeToEncode
+from isohub.wire.copies import move_by_torch
 from isohub.wire.protocol import MAX_FRAME_BYTES, MAX_PARTS, MAX_REFERENCES, close_descriptors
 from isohub.wire.tables import Copying, Viewing
+from isohub.wire.templates import Signed, Template, Templates, signed
 from isohub.worker import storages
 from isohub.worker.backing import Backing
 from isohub.worker.caller import Caller, dump
@@ -89,17 +92,16 @@ def serve(end: Any, confined: Confined, take_in: Callable[[], None]) -> None:
     caller = Caller(end)
     try:
         caller.greet(confined)
-        question, descriptors = caller.hear()
+        question, descriptors, gone = caller.hear()
         try:
             server = _prepared(caller, take_in)
         except BaseException as error:
             close_descriptors(descriptors)
             caller.answer(dump({**_describe(error), "kept": False}), [])
             return
-        caller.answer(*server.answer(caller.number, question, descriptors))
         while True:
-            question, descriptors = caller.hear()
-            caller.answer(*server.answer(caller.number, question, descriptors))
+            caller.answer(*server.answer(caller.number, question, descriptors, gone))
+            question, descriptors, gone = caller.hear()
     except ChannelClosed:
         pass
     except ProtocolError:
@@ -137,6 +139,8 @@ class Server(Operations, Measurements):
         self._outbox: Optional[Arena] = None
         self._interruptible = False
         self._referred = 0
+        self._graphs_keep = False  # whether the graph of a recorded call has kept an input
+        self._templates = Templates()
         self._callers_torch = ""
         self._lacking: FrozenSet[str] = frozenset()  # dtypes of this torch that the caller's does not have
 
@@ -146,40 +150,46 @@ class Server(Operations, Measurements):
             self._interruptible = False  # once: what follows is the way out
             raise KeyboardInterrupt("the caller was interrupted")
 
-    def answer(self, number: int, question: Dict[str, Any], descriptors: Sequence[int]) -> Tuple[bytes, List[int]]:
+    def answer(
+        self, number: int, question: Dict[str, Any], descriptors: Sequence[int], gone: Dict[str, Any]
+    ) -> Tuple[bytes, List[int]]:
         """One answer, whatever happens: a frame's body, and descriptors that the sender then closes.
 
         Args:
             number: The question's.
             question: As `Caller.hear` gives it; nothing in it is changed.
             descriptors: What came with it.
+            gone: Objects and graphs that nobody holds any more.
         """
-        if descriptors:
+        if descriptors and "arenas" in question:
             self._attach(question["arenas"], descriptors)
         self._gpus.begin()
         took = None
         if "offer" in question:
-            took = self._gpus.take(question["offer"], descriptors[len(question["arenas"]) :])
+            took = self._gpus.take(question["offer"], descriptors[len(question.get("arenas", ())) :])
         try:
-            self._tapes.forget(question.get("forgotten", ()))
-            if "released" in question:
-                self._release(question["released"])
+            self._tapes.forget(gone.get("forgotten", ()))
+            if gone:
+                self._release(gone["released"])
                 self.loop.tidy()
             reply, parcel = self._perform(number, question)
         except BaseException as error:
             reply, parcel = _describe(error), None
-        if took is not None:
-            reply["took"] = took
         # After the exception and everything that it held are gone.
-        reply["kept"] = kept = self._inbox_is_held()
+        kept = self._inbox_is_held()
+        self._graphs_keep = self._graphs_keep or (kept and "record" in question)
         if kept or (self._inbox is not None and self._inbox.size_bytes > LARGEST_KEPT_BYTES):
             self._drop_inbox()
-        body = dump(reply)
-        if len(body) > MAX_FRAME_BYTES or (len(body) > MAX_PARTS and body.count(b",") + body.count(b"[") > MAX_PARTS):
+        if isinstance(reply, Template):
+            if not kept and took is None:
+                return reply.body, []
+            reply = json.loads(reply.body)
+        told = {"kept": kept, **({} if took is None else {"took": took})}
+        body = dump({**reply, **told})
+        if len(body) > MAX_FRAME_BYTES or body.count(b",") + body.count(b"[") > MAX_PARTS:
             if parcel is not None:
                 os.close(parcel)
             too_large = _TooLarge(f"the answer takes {len(body)} bytes of text; the wire takes {MAX_FRAME_BYTES}")
-            told = {"kept": kept, **({} if took is None else {"took": took})}
             return dump({**_describe(too_large), **told}), []
         return body, [] if parcel is None else [parcel]
 
@@ -216,7 +226,7 @@ class Server(Operations, Measurements):
                 del self._objects[number]
                 self._numbers.pop(id(held), None)
 
-    def _perform(self, number: int, question: Dict[str, Any]) -> Tuple[Dict[str, Any], Optional[int]]:
+    def _perform(self, number: int, question: Dict[str, Any]) -> Tuple[Union[Dict[str, Any], Template], Optional[int]]:
         args = self._arguments(question)
         operation = getattr(self, "do_" + question["op"])
         with entered(question):
@@ -240,8 +250,10 @@ class Server(Operations, Measurements):
         if tables.storages:
             inbox = self._inbox  # without one nothing has a size
             view = Viewing(b"" if inbox is None else inbox.carrier)
-            # A graph would keep the inbox; what it keeps is its own.
-            source = Copying(inbox.address) if question.get("record") and inbox is not None else view
+            # A graph would keep the inbox; what it keeps is its own, once one has kept it.
+            record = question.get("record")
+            copied = record is not None and (self._graphs_keep or record["inputs"])
+            source = Copying(inbox.address, move_by_torch) if copied and inbox is not None else view
             place = None
             if tables.devices:
                 if inbox is not None:
@@ -253,6 +265,8 @@ class Server(Operations, Measurements):
         target = [] if question["target"] is None else [self._objects[question["target"]][0]]
         # Of a caller that has no GPU, or does not use it: the model would refuse every input.
         move = mover_to(target[0]) if question["op"] == "call" and not tables.devices else None
+        if question["tensors_alone"] and move is None:
+            return [*target, question["args"][0], tuple(tensors), {}]
         decoder = Decoder(storages, tensors, self._dereference, lambda data: unpickled(data, self._objects), move)
         return [*target, *(decoder.decode(argument) for argument in question["args"])]
 
@@ -261,8 +275,19 @@ class Server(Operations, Measurements):
 
     def _encode(
         self, value: Any, number: int, question: Dict[str, Any], backing: Optional[Backing] = None
-    ) -> Tuple[Dict[str, Any], Optional[int]]:
+    ) -> Tuple[Union[Dict[str, Any], Template], Optional[int]]:
         limit, parcel, record = question["limit"], question["parcel"], question.get("record")
+        outbox = None if parcel else self._outbox
+        values = None if outbox is None or "devices" in question else signed(value)
+        if values is not None and outbox is not None:
+            values = Signed((record is not None, values.signature), values.tensors)
+            template = self._templates.get(values.signature)
+            if template is not None and template.size_bytes <= min(limit, outbox.size_bytes):
+                template.fill(outbox.address, values.tensors, move_by_torch)
+                if record:
+                    outputs = [values.tensors[row] for row in template.differentiable]
+                    self._tapes.keep(number, outputs, record["limit"])
+                return template, None
         cargo = Cargo()
         self._referred = 0
         try:
@@ -292,14 +317,17 @@ class Server(Operations, Measurements):
             self._tapes.keep(number, [tensor for _, tensor in rows], record["limit"])
             if rows:
                 reply["recorded"] = [number for number, _ in rows]
-        if size and not parcel and self._outbox is not None and size <= self._outbox.size_bytes:
+        if size and outbox is not None and size <= outbox.size_bytes:
             if cargo.claims.devices:
-                self._outbox.lock_pages()
-            cargo.write_to(self._outbox.address)
+                outbox.lock_pages()
+            cargo.write_to(outbox.address, move_by_torch)
             reply["via"] = "outbox"
         elif size:
             reply["via"] = "parcel"
             return reply, make_parcel(cargo) if backing is None else backing.finish(cargo)
+        if values is not None:
+            body = dump({**reply, "kept": False})
+            self._templates.keep(values, cargo, body, [row for row, _ in encoder.differentiable])
         return reply, None
 
     def _refer(self, value: Any) -> List[Any]:

@@ -36,6 +36,13 @@ if __name__ == "__main__":
 
         build(sys.argv[2], int(sys.argv[3]))
     else:
+        control, directory, when, surroundings = int(sys.argv[2]), *sys.argv[3:6]
+        no_namespaces = None
+        if surroundings == "outer":
+            from isohub.worker.keeper import surround
+
+            flags = ["-I", "-S"] if sys.flags.no_site else ["-I"]
+            no_namespaces = surround([*flags, *sys.argv[:5]], control, directory)
         from isohub.worker.zygote import main
 
-        main(int(sys.argv[2]), *sys.argv[3:6])
+        main(control, directory, when, surroundings, no_namespaces)

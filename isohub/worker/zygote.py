@@ -31,10 +31,11 @@ import sys
 import traceback
 from typing import Any, Dict, Iterator, List, NoReturn, Optional, Sequence, Tuple
 
-from isohub.sandbox.confine import UNCONFINED, Machine, confine, die_with_parent, remove_tree
+from isohub.sandbox.confine import UNCONFINED, Machine, confine
 from isohub.sandbox.kernel import keep_capabilities
+from isohub.sandbox.processes import die_with_parent, remove_tree
 from isohub.wire.protocol import close_descriptors
-from isohub.worker.keeper import Inits, surround
+from isohub.worker.keeper import Inits
 from isohub.worker.packages import import_ahead, shadowed, take_in
 
 __all__ = ["main"]
@@ -47,7 +48,9 @@ _LOOK_S = 0.1
 _SYS_PIDFD_OPEN = 434  # the same on every architecture since Linux 5.3
 
 
-def main(control_descriptor: int, directory: str, when: str, surroundings: str) -> NoReturn:
+def main(
+    control_descriptor: int, directory: str, when: str, surroundings: str, no_namespaces: Optional[str]
+) -> NoReturn:
     """Import torch if it is to be imported here, then fork on request until the caller is gone.
 
     Args:
@@ -55,13 +58,13 @@ def main(control_descriptor: int, directory: str, when: str, surroundings: str) 
         directory: For workers' directories.
         when: ``ahead`` or ``late``: whether this process imports torch, or each worker does.
         surroundings: ``plain``, ``outer``, or the descriptor of the keeper's socket.
+        no_namespaces: Why ``outer`` has none.
     """
-    no_namespaces: Optional[str] = "they were not asked for"
     inits: Optional[Inits] = None
-    if surroundings == "outer":
-        no_namespaces = surround(_arguments(control_descriptor, directory, when), control_descriptor, directory)
-    elif surroundings != "plain":
-        no_namespaces, inits = None, Inits(socket.socket(fileno=int(surroundings)))
+    if surroundings == "plain":
+        no_namespaces = "they were not asked for"
+    elif surroundings != "outer":
+        inits = Inits(socket.socket(fileno=int(surroundings)))
     control = socket.socket(fileno=control_descriptor)
     settings, descriptors = _receive(control, socket.MSG_PEEK)
     caller = descriptors[0]  # a pidfd

@@ -23,7 +23,7 @@ from isohub.session.link import Link
 from isohub.session.pool import Pool
 from isohub.session.request import Placement
 from isohub.session.watchdog import Watchdog
-from isohub.wire.protocol import HEADER
+from isohub.wire.protocol import pack
 
 COMMIT = "0" * 40
 PLACEMENT = Placement(Sandbox(), Path("/nowhere"))
@@ -31,9 +31,12 @@ READY = {"event": "ready", "number": 0, "layers": [[], []], "details": {}}
 
 
 def frame(message: Any, descriptors: int = 0) -> bytes:
-    """A frame of this JSON, or of these bytes as its body."""
-    body = message if isinstance(message, bytes) else json.dumps(message).encode()
-    return HEADER.pack(b"ih", 1, descriptors, len(body)) + body
+    """A frame of this JSON, whose `number` goes into the header, or of these bytes as its body."""
+    if isinstance(message, bytes):
+        return pack(1, message, descriptors)
+    number = message.get("number", 1)
+    body = {name: held for name, held in message.items() if name != "number"}
+    return pack(number, json.dumps(body).encode(), descriptors)
 
 
 def value(tree: Any, number: int = 1, **changes: Any) -> dict[str, Any]:

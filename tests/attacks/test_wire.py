@@ -354,9 +354,9 @@ def test_c3_the_arenas_cannot_be_truncated_by_a_worker(session, hub):
 @pytest.mark.parametrize(
     "lie",
     [
-        HEADER.pack(b"ih", 1, 0, MAX_FRAME_BYTES + 1),
-        HEADER.pack(b"ih", 1, 0, 0xFFFFFFFF),
-        HEADER.pack(b"ih", 1, MAX_DESCRIPTORS + 1, 10),
+        HEADER.pack(b"ih", 2, 0, MAX_FRAME_BYTES + 1, 1),
+        HEADER.pack(b"ih", 2, 0, 0xFFFFFFFF, 1),
+        HEADER.pack(b"ih", 2, MAX_DESCRIPTORS + 1, 10, 1),
         b"GET / HTTP/1.1\r\n\r\n",
         frame(b"[" * 100_000),
         frame(value(["l", *[["e"]] * 1_100_000])),
@@ -754,7 +754,7 @@ def test_c5_a_wish_in_turn_is_answered(liar):
     [
         frame(WANT) + frame(READY),
         frame(WANT) + frame(value(1, number=2)),
-        frame(WANT) + b"iX......",
+        frame(WANT) + b"iX" + b"." * HEADER.size,
         frame({**WANT, "number": 0}),
         frame({**WANT, "number": 2}),
         frame({**WANT, "what": "directory"}),
@@ -853,7 +853,7 @@ def test_c4_a_frame_in_drips_is_read_within_its_time(liar):
 def test_c4_a_frame_in_drips_ends_with_its_time(liar, length):
     liar.link.timeout_s = 0.5
     started, rss = time.monotonic(), psutil.Process().memory_info().rss
-    thread = drip(liar, HEADER.pack(b"ih", 1, 0, length) + b"[" * 300, 0.01)
+    thread = drip(liar, HEADER.pack(b"ih", 2, 0, length, 1) + b"[" * 300, 0.01)
     with pytest.raises(errors.WorkerTimeoutError):
         liar.link.ask("run", phase="being dripped on")
     assert time.monotonic() - started < 5
@@ -898,7 +898,7 @@ def test_c4_a_wish_after_a_wish_ends_with_its_time(liar, patient):
 @pytest.mark.parametrize("shift", [-1, 1, 40], ids=["short", "long", "far"])
 def test_c5_a_header_that_does_not_fit_its_body_is_refused(liar, shift):
     body = json.dumps(value("x" * 60)).encode()
-    lie = HEADER.pack(b"ih", 1, 0, len(body) - shift) + body
+    lie = HEADER.pack(b"ih", 2, 0, len(body) - shift, 1) + body
     thread = liar.later(lie)
     if shift < 0:
         liar.link.timeout_s = 1

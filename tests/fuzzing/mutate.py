@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 from isohub.wire.codec import TAGS
-from isohub.wire.protocol import HEADER
+from isohub.wire.protocol import HEADER, pack
 from tests.attacks.liar import READY, frame, value
 from tests.fuzzing.harness import DRIP, FRAMES, INPUT, PARCEL, PREFACE, SMALL, STARTING, frame_starts, preface
 
@@ -126,6 +126,7 @@ def seeds() -> dict[str, bytes]:
     for name, tree in _FORMS.items():
         made[f"value-upper-{name.lower()}"] = preface() + frame(value(tree, claims=_PARTS, via="outbox"))
     answers = b"".join(frame(value(number, number=number)) for number in range(1, 5))
+    alike = b"".join(frame(value(["T", 0], number, claims=_TABLE, via="outbox")) for number in range(1, 5))
     parcel = frame(value(["l", ["T", 0], ["b", 2]], claims=_TABLE, via="parcel"), 1)
     bare = preface(fill=1) + frame(value(["l", ["l", 1]]))
     return {
@@ -138,6 +139,7 @@ def seeds() -> dict[str, bytes]:
         + frame(value(["l", None], number=4)),
         "value-kept": preface(INPUT) + frame(value(1, kept=True)),
         "values": preface(FRAMES) + answers,
+        "values-alike": preface(FRAMES, fill=1) + alike,
         "values-at-once": preface() + answers,
         "parcel": preface(PARCEL, descriptors=1, fill=1) + parcel,
         "parcel-by-byte": preface(PARCEL | DRIP, descriptors=1) + parcel,
@@ -315,30 +317,31 @@ def _change_bytes(chance: Random, data: bytes) -> bytes:
 def _change_header(chance: Random, spoken: bytes) -> bytes:
     if len(spoken) < HEADER.size:
         return spoken
-    magic, version, count, length = HEADER.unpack_from(spoken)
-    what = chance.randrange(4)
+    magic, version, count, length, number = HEADER.unpack_from(spoken)
+    what = chance.randrange(5)
     if what == 0:
         length = chance.choice((0, 1, length - 1, length + 1, length * 2, 64 << 20, (64 << 20) + 1, -1)) & 0xFFFFFFFF
     elif what == 1:
         count = chance.choice((0, 1, 2, 4, 5, 255))
     elif what == 2:
         version = chance.randrange(256)
-    else:
+    elif what == 3:
         magic = chance.randbytes(2)
-    return HEADER.pack(magic, version, count, length) + spoken[HEADER.size :]
+    else:
+        number = chance.choice((0, 1, number - 1, number + 1, 1 << 32, 1 << 63, -1)) & 0xFFFFFFFFFFFFFFFF
+    return HEADER.pack(magic, version, count, length, number) + spoken[HEADER.size :]
 
 
 def _reframed(chance: Random, body: bytes, spoken: bytes) -> bytes:
-    return HEADER.pack(b"ih", 1, spoken[3] if chance.random() < 0.9 else chance.randrange(6), len(body)) + body
+    _, _, count, _, number = HEADER.unpack_from(spoken.ljust(HEADER.size, b"\0"))
+    return pack(number, body, count if chance.random() < 0.9 else chance.randrange(6))
 
 
 def _change_frames(chance: Random, frames: list[bytes]) -> None:
     place = chance.randrange(len(frames))
     what = chance.random()
     if what < 0.7:
-        frames[place] = _reframed(
-            chance, _change_body(chance, frames[place][HEADER.size :]), frames[place].ljust(4, b"\0")
-        )
+        frames[place] = _reframed(chance, _change_body(chance, frames[place][HEADER.size :]), frames[place])
     elif what < 0.8:
         frames[place] = _change_header(chance, frames[place])
     elif what < 0.86:

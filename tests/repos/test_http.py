@@ -16,7 +16,8 @@ from isohub.errors import SourceUnavailableError
 from isohub.repos import http
 from isohub.repos.credentials import Credentials
 from isohub.repos.http import HttpClient, read_limited
-from isohub.repos.http_errors import TryAgain, shown
+from isohub.repos.http_errors import TryAgain
+from isohub.repos.naming import shown
 from tests.servers.files import Fault, FileServer, basic
 from tests.servers.proxy import ProxyServer
 from tests.servers.tls import authority

@@ -17,9 +17,9 @@ from isohub.repos import http
 from isohub.repos.blobs import Stamp
 from isohub.repos.disk import remove_tree
 from isohub.repos.inventory import Inventory
-from isohub.repos.layout import CheckoutRecord, weights_dir
+from isohub.repos.layout import weights_dir
 from isohub.repos.placing import PlacedRecord
-from isohub.repos.records import read_record, write_record
+from isohub.repos.records import CheckoutRecord, read_record, write_record
 from isohub.repos.reference import parse
 from isohub.repos.removal import carry_out, plan_repair
 from isohub.repos.store import Store

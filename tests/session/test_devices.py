@@ -7,7 +7,8 @@ import torch
 
 import isohub
 from isohub import errors
-from isohub.session.devices import Gpus, Traffic, checked_device, gpu_variables
+from isohub.session.devices import Gpus, Traffic, checked_device
+from isohub.session.request import gpu_variables
 
 
 def test_what_names_a_device_with_memory():

@@ -134,3 +134,30 @@ def test_submitted_calls_have_the_state_of_where_they_were_submitted(mlp):
     assert not plain.result().requires_grad
     assert inferred.result().is_inference()
     assert mlp.submit(x).result().requires_grad
+
+
+def test_answers_lie_in_memory_whatever_device_new_tensors_are_made_on(session, hub):
+    x = torch.ones(1, 4)
+    large = torch.ones(1 << 19)
+    views = torch.ones(4, 4).t()
+    sparse = torch.eye(3).to_sparse()
+    with session.load(hub("good"), "plus", 2.0) as handle:
+        expected = [handle(value) for value in (x, large, views)]
+        for place in ("meta", "cpu"):
+            with torch.device(place):
+                for value, wanted in zip((x, large, views), expected, strict=True):
+                    assert torch.equal(handle(value), wanted)
+                answer = handle.run(lambda _, *values: values, sparse, torch.tensor([True], device="cpu"), views)
+                assert torch.equal(answer[0].to_dense(), torch.eye(3, device="cpu"))
+                assert [value.device.type for value in answer] == ["cpu"] * 3
+    with torch.device("meta"):
+        state = session.load(hub("good"), "mlp", seed=0, returns="state_dict")
+    assert {value.device.type for value in state.values()} == {"cpu"}
+
+
+def test_gradients_come_back_whatever_device_new_tensors_are_made_on(mlp):
+    x = torch.ones(1, 4, requires_grad=True)
+    with torch.device("meta"):
+        mlp(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.device.type == "cpu"

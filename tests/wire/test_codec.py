@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 from collections import OrderedDict
@@ -32,7 +33,7 @@ def travel(value, other=refuse, remote=refuse):
     cargo.lay_out()
     tree = msgspec.json.decode(json.dumps(tree, allow_nan=False).encode())
     arena = Arena.create(cargo.size_bytes)
-    cargo.write_to(arena.address)
+    cargo.write_to(arena.address, ctypes.memmove)
     claims = msgspec.json.decode(json.dumps(cargo.claims).encode())
     storages, tensors = unload(type(cargo.claims)(*claims), arena.size_bytes, Copying(arena.address))
     arena.close()
@@ -225,7 +226,7 @@ def test_inputs_may_be_seen_in_place():
     tree = Encoder(cargo, refuse).encode(torch.arange(5))
     cargo.lay_out()
     arena = Arena.create(cargo.size_bytes)
-    cargo.write_to(arena.address)
+    cargo.write_to(arena.address, ctypes.memmove)
     storages, tensors = unload(cargo.claims, arena.size_bytes, Viewing(arena.carrier))
     seen = Decoder(storages, tensors, refuse).decode(tree)
     assert seen.data_ptr() == arena.address

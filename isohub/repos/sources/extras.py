@@ -25,7 +25,7 @@ from dulwich.repo import Repo
 
 from isohub.errors import IntegrityError, OfflineError, SourceUnavailableError, printable
 from isohub.repos.credentials import Credentials
-from isohub.repos.http_errors import shown
+from isohub.repos.naming import shown
 from isohub.repos.sources.lfs import LfsFile, LfsStore, parse_pointer
 from isohub.repos.sources.objects import DAMAGE, Objects
 from isohub.repos.sources.packs import PACK_LIMIT_BYTES, connected, received

@@ -24,7 +24,7 @@ from isohub.errors import IntegrityError, OfflineError, SourceUnavailableError, 
 from isohub.repos.credentials import Credentials
 from isohub.repos.download import Wanted, download_all
 from isohub.repos.http import HttpClient, read_limited
-from isohub.repos.http_errors import shown
+from isohub.repos.naming import shown
 from isohub.repos.sources.ssh import is_ssh, lfs_authenticate
 from isohub.repos.tree import DEFAULT_LIMITS
 
