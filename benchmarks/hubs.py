@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["write_hub"]
+__all__ = ["write_clock_hub", "write_hub"]
 
 _HUBCONF = '''\
 dependencies = ["torch"]
@@ -81,4 +81,23 @@ def write_hub(directory: Path) -> Path:
     directory.mkdir(parents=True)
     (directory / "hubconf.py").write_text(_HUBCONF)
     (directory / "network.py").write_text(_NETWORK)
+    return directory
+
+
+_CLOCK = '''\
+import time
+
+FIRST_LINE = time.monotonic()
+
+
+def first_line():
+    """When the first line above ran, by CLOCK_MONOTONIC."""
+    return FIRST_LINE
+'''
+
+
+def write_clock_hub(directory: Path) -> Path:
+    """Write a repo that says when it began; returns its directory."""
+    directory.mkdir(parents=True)
+    (directory / "hubconf.py").write_text(_CLOCK)
     return directory

@@ -31,13 +31,15 @@ class Sizes:
         rounds: Rounds of what takes seconds; what takes less gets more samples in each.
         call_rounds: Rounds of calls.
         call_bytes: Sizes of the argument of one call; the answer is as large.
-        call_s: Seconds that each contestant calls for in each round.
+        call_s: Seconds that each contestant calls for in each round; twice as long where a call takes milliseconds.
+        short_rounds: Rounds of a few calls each, where a difference of one in a hundred is to be seen.
         model_mb: Size of the model that is loaded.
         state_mb: Size of the state dict.
         loads: Loads in each round, where one takes milliseconds.
         workers: How many workers live at once when memory is measured.
         refs: How many refs are evaluated.
         batches: Over how many batches each.
+        idle_s: Seconds of doing nothing.
     """
 
     rounds: int = 6
@@ -50,6 +52,8 @@ class Sizes:
     workers: int = 8
     refs: int = 8
     batches: int = 1000
+    short_rounds: int = 150
+    idle_s: float = 10.0
 
     @classmethod
     def quick(cls) -> Sizes:
@@ -65,6 +69,8 @@ class Sizes:
             workers=2,
             refs=2,
             batches=10,
+            short_rounds=4,
+            idle_s=0.5,
         )
 
 
@@ -116,6 +122,8 @@ class Row:
             "ratio": None,
             "ratio_p10": None,
             "ratio_p90": None,
+            # What goals are reckoned from (`benchmarks.goals`); None for a round without samples.
+            "round_medians": [statistics.median(samples) if samples else None for samples in self.rounds],
         }
         if ratios and self is not reference:
             figures["ratio"] = statistics.median(ratios)
@@ -159,14 +167,24 @@ class Table:
         }
 
 
-def compete(contestants: Sequence[Contestant], rounds: int, warm_ups: int = 0) -> list[Row]:
-    """Let the contestants take turns; each round begins with another one."""
+def compete(
+    contestants: Sequence[Contestant], rounds: int, warm_ups: int = 0, *, settle_s: float = _SETTLE_S
+) -> list[Row]:
+    """Let the contestants take turns; each round begins with another one.
+
+    Args:
+        contestants: Who.
+        rounds: Rounds that count.
+        warm_ups: Rounds before, that do not.
+        settle_s: Seconds between turns; 0 for turns of a few calls each, which follow each other at once.
+    """
     rows = [Row(contestant.name, contestant.gives_up) for contestant in contestants]
     for number in range(-warm_ups, rounds):
         for step in range(len(contestants)):
             place = (number + step) % len(contestants)
-            gc.collect()
-            time.sleep(_SETTLE_S)
+            if settle_s:
+                gc.collect()
+                time.sleep(settle_s)
             samples = list(contestants[place].run())
             if number >= 0:
                 rows[place].rounds.append(samples)
@@ -183,9 +201,10 @@ def timed(action: Callable[[], Any], scale: float = 1e3) -> float:
 
 
 @contextmanager
-def no_collections() -> Iterator[None]:
-    """No garbage collection within, as ``timeit`` has it."""
-    gc.collect()
+def no_collections(*, first: bool = True) -> Iterator[None]:
+    """No garbage collection within, as ``timeit`` has it; one before, unless there is no time for that."""
+    if first:
+        gc.collect()
     gc.disable()
     try:
         yield

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["render", "render_table"]
+__all__ = ["render", "render_goals", "render_table"]
 
 _HEAD = """\
 # Performance
 
 Written by `{command}` on {date}; it took {minutes:.1f} minutes. Run it again on your machine: the ratios \
-travel, the times do not.
+travel, the times do not. How each figure is taken is in [benchmarks.md](benchmarks.md).
+
+## Goals
+
+{goals}
+{absent}
+## The machine
 
 | | |
 |---|---|
@@ -22,7 +28,7 @@ travel, the times do not.
 | isohub | {isohub} |
 | Load average at the start | {load_average} |
 
-How to read it:
+## How to read it
 
 - Contestants take turns within each round, one at a time, and each round begins with another one.
 - *p10-p90* is the spread of all samples. A ratio is taken within each round, of the round's medians; the one shown \
@@ -44,11 +50,27 @@ def render(report: dict[str, Any]) -> str:
         minutes=report["seconds"] / 60,
         isohub=report["isohub"],
         plural="" if machine["cores"] == 1 else "s",
+        goals=render_goals(report["goals"]),
+        absent=_absent(report["absent"]),
         thread_plural="" if machine["torch_threads"] == 1 else "s",
     )
     if report["quick"]:
         head += "\n**A quick run: it shows that everything runs, and its figures mean little.**\n"
     return head + "".join(f"\n{render_table(table)}" for table in report["tables"])
+
+
+def render_goals(goals: list[dict[str, Any]]) -> str:
+    """What was to be reached, and what this run measured of it."""
+    lines = [_line(["", "goal", "this run", "reached"]), _line(["---", "---", "---", "---"])]
+    words = {True: "yes", False: "**no**", None: ""}
+    lines += [_line([goal["what"], goal["goal"], goal["measured"], words[goal["reached"]]]) for goal in goals]
+    return "\n".join([*lines, ""])
+
+
+def _absent(absent: dict[str, str]) -> str:
+    if not absent:
+        return ""
+    return "\nNot in this run:\n\n" + "".join(f"- {name}: {why}\n" for name, why in absent.items())
 
 
 def render_table(table: dict[str, Any]) -> str:

@@ -16,9 +16,14 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PICKLE", "Ponger", "Pool", "Queued", "Spawned", "fresh_process", "load_here"]
+__all__ = ["PICKLE", "Absent", "Ponger", "Pool", "Queued", "Spawned", "fresh_process", "load_here"]
 
 PICKLE = "unpickles in the caller; no confinement"
+
+
+class Absent(Exception):  # noqa: N818 - the page says it
+    """A peer that is not in this run; the text says why."""
+
 
 _spawn = multiprocessing.get_context("spawn")
 
@@ -52,9 +57,9 @@ def _serve(connection: Any, hub: str) -> None:
             torch.save(model.state_dict(), args[0])
             connection.send(None)
         elif what == "save_safetensors":
-            from safetensors.torch import save_file
+            import safetensors.torch
 
-            save_file(model.state_dict(), args[0])
+            safetensors.torch.save_file(model.state_dict(), args[0])
             connection.send(None)
         elif what == "drop":
             model = None
@@ -163,18 +168,52 @@ class Queued:
             queue.join_thread()
 
 
-_PONG = "import socket,sys\ns=socket.socket(fileno=int(sys.argv[1]))\nwhile (b:=s.recv(64)): s.send(b)"
+_PONG = """\
+import os, socket, sys
+s = socket.socket(fileno=int(sys.argv[1]))
+if sys.argv[2]:
+    os.sched_setaffinity(0, [int(sys.argv[2])])
+while (b := s.recv(64)):
+    s.send(b)
+"""
 
 
 class Ponger:
-    """A bare socketpair and a process that sends back what it gets: what the kernel alone costs."""
+    """A bare socketpair and a process that sends back what it gets: what the kernel alone costs.
 
-    def __init__(self) -> None:
+    Args:
+        apart: Whether the process and this thread keep to a processor each, so that each message wakes one that
+            is idle. Else the scheduler may put both on one, which saves the wake-up, and where they wait for each
+            other costs nothing.
+
+    Raises:
+        Absent: There is one processor.
+    """
+
+    def __init__(self, apart: bool) -> None:
+        self._everywhere = os.sched_getaffinity(0)
+        self._here: set[int] = set()
+        there = ""
+        if apart:
+            if len(self._everywhere) < 2:
+                raise Absent("there is one processor")
+            first, second, *_ = sorted(self._everywhere)
+            self._here, there = {first}, str(second)
         self._end, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _PONG, str(theirs.fileno())], pass_fds=[theirs.fileno()]
+                [sys.executable, "-I", "-S", "-c", _PONG, str(theirs.fileno()), there], pass_fds=[theirs.fileno()]
             )
+        self.call()
+
+    def begin(self) -> None:
+        """Keep this thread to its processor, if it is to."""
+        if self._here:
+            os.sched_setaffinity(0, self._here)
+
+    def rest(self) -> None:
+        """Let this thread go where it likes again."""
+        os.sched_setaffinity(0, self._everywhere)
 
     def call(self, data: bytes = b"1234") -> bytes:
         """There and back."""

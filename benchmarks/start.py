@@ -6,20 +6,38 @@ import contextlib
 import gc
 import os
 import signal
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
+from benchmarks.actors import RAY, Actor, Actors
 from benchmarks.bench import Bench
+from benchmarks.hubs import write_clock_hub
 from benchmarks.measure import Contestant, Row, Table, compete, timed
 from benchmarks.peers import PICKLE, Spawned, fresh_process, load_here
 
-__all__ = ["measure_close", "measure_first_load", "measure_import", "measure_warm_load"]
+__all__ = [
+    "FIRST_ISOHUB",
+    "FIRST_TORCH",
+    "HERE",
+    "IMPORT_IN_FRESH",
+    "IMPORT_TORCH",
+    "LINE_ISOHUB",
+    "NEW_WORKER",
+    "measure_close",
+    "measure_first_line",
+    "measure_first_load",
+    "measure_import",
+    "measure_warm_load",
+]
 
 _WAIT = "\nprint('ready', flush=True)\nsys.stdin.read()"
 _ONE_REF = "one ref of a repo in a process; no confinement"
 
+IMPORT_TORCH = "import torch"
 _IMPORTS = {
-    "import torch": "import sys, torch",
+    IMPORT_TORCH: "import sys, torch",
     "an empty program": "import sys",
     "import isohub": "import sys, isohub",
     "import isohub; isohub.Session": "import sys, isohub; isohub.Session",
@@ -39,7 +57,7 @@ def measure_import(bench: Bench) -> list[Table]:
         "Each in a fresh interpreter, from its start until the import is done.",
         "`isohub.Session` brings what resolves and fetches references; torch comes with the first load.",
     ]
-    return [Table("import", "import", "Import", "ms", "import torch", rows, notes)]
+    return [Table("import", "import", "Import", "ms", IMPORT_TORCH, rows, notes)]
 
 
 def measure_first_load(bench: Bench) -> list[Table]:
@@ -74,13 +92,49 @@ def measure_first_load(bench: Bench) -> list[Table]:
         "isohub imports torch in two processes at once, the caller and the zygote, so it needs two cores to itself.",
     ]
     return [
-        Table("first_load", "first_load", f"First load: {model}, until it is loaded", "ms", _TORCH, loaded, notes),
-        Table("first_load", "first_load_end", "The same, until the program has ended", "ms", _TORCH, ended),
+        Table("first_load", "first_load", f"First load: {model}, until it is loaded", "ms", FIRST_TORCH, loaded, notes),
+        Table("first_load", "first_load_end", "The same, until the program has ended", "ms", FIRST_TORCH, ended),
     ]
 
 
-_TORCH = "torch.hub.load in a fresh process"
-_FIRST = {_TORCH: _ONE_REF, "isohub.load in a fresh process": ""}
+FIRST_TORCH, FIRST_ISOHUB = "torch.hub.load in a fresh process", "isohub.load in a fresh process"
+_FIRST = {FIRST_TORCH: _ONE_REF, FIRST_ISOHUB: ""}
+
+
+def measure_first_line(bench: Bench) -> list[Table]:
+    """From a request to the first line of the repo's hubconf, in a worker made for it."""
+    sizes = bench.sizes
+    hub = write_clock_hub(bench.directory_for("clock") / "hub")
+
+    def warm() -> list[float]:
+        samples = []
+        for _ in range(sizes.loads):
+            start = time.monotonic()
+            # CLOCK_MONOTONIC is one clock for all processes (clock_gettime(2)); workers are in no time namespace.
+            samples.append((session.load(hub, "first_line") - start) * 1e3)
+            time.sleep(_BETWEEN_S)  # a program does something with what it loaded
+        return samples
+
+    def fresh() -> list[float]:
+        return [fresh_process("import sys, torch" + _WAIT, environment=bench.environment)[0]]
+
+    with bench.session() as session:
+        rows = compete(
+            [Contestant(IMPORT_IN_FRESH, fresh, "a process is not yet a model"), Contestant(LINE_ISOHUB, warm)],
+            sizes.rounds,
+            warm_ups=1 if sizes.rounds > 1 else 0,
+        )
+    notes = [
+        "isohub: from the call of `load` to hubconf's first line, by one clock; in a new worker, fully confined.",
+        "The fresh process: from its start until torch is imported.",
+    ]
+    title = "Warm worker: from the request to hubconf's first line"
+    return [Table("first_line", "first_line", title, "ms", IMPORT_IN_FRESH, rows, notes)]
+
+
+IMPORT_IN_FRESH, LINE_ISOHUB = "import torch in a fresh process", "isohub, a new worker at hubconf's first line"
+#: Long enough that a session has what it keeps ready.
+_BETWEEN_S = 0.05
 
 
 def measure_warm_load(bench: Bench) -> list[Table]:
@@ -110,13 +164,27 @@ def measure_warm_load(bench: Bench) -> list[Table]:
         processes[0].close()
         return samples
 
-    with bench.session() as session:
+    def acted() -> list[float]:
+        started: list[Actor] = []
+
+        def start() -> None:
+            assert actors is not None
+            started.append(Actor(actors, bench.hub))
+            started[0].load("convolutions", size)
+
+        samples = [timed(start)]
+        started[0].close()
+        return samples
+
+    with ExitStack() as stack:
+        session = stack.enter_context(bench.session())
         other = bench.copy_of_hub(1)
         neighbour = session.load(other, "twice")
+        actors = bench.peer(stack, "Ray", lambda: Actors(bench.directory_for("ray")))
         contestants = [
-            Contestant(_HERE, repeated(lambda: load_here(hub, "convolutions", size)), _ONE_REF),
+            Contestant(HERE, repeated(lambda: load_here(hub, "convolutions", size)), _ONE_REF),
             Contestant(
-                "isohub, a new worker",
+                NEW_WORKER,
                 repeated(lambda: session.load(hub, "convolutions", size), lambda handle: handle.close()),
             ),
             Contestant(
@@ -128,6 +196,7 @@ def measure_warm_load(bench: Bench) -> list[Table]:
                 repeated(lambda: session.load(hub, "convolutions", size, returns="state_dict")),
             ),
             Contestant("multiprocessing (spawn) and torch.hub.load there", spawned, PICKLE),
+            *([] if actors is None else [Contestant("a new Ray actor and torch.hub.load there", acted, RAY)]),
         ]
         rows = compete(contestants, sizes.rounds, warm_ups=1 if sizes.rounds > 1 else 0)
         neighbour.close()
@@ -135,10 +204,10 @@ def measure_warm_load(bench: Bench) -> list[Table]:
         f"A model of {size} MB from a local repo, with torch's own initial values.",
         "A new worker imports the repo's modules anew; in this process torch.hub finds those of its first load again.",
     ]
-    return [Table("warm_load", "warm_load", "Warm load", "ms", _HERE, rows, notes)]
+    return [Table("warm_load", "warm_load", "Warm load", "ms", HERE, rows, notes)]
 
 
-_HERE = "torch.hub.load in this process"
+HERE, NEW_WORKER = "torch.hub.load in this process", "isohub, a new worker"
 
 
 def measure_close(bench: Bench) -> list[Table]:

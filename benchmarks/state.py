@@ -19,26 +19,24 @@ from benchmarks.bench import Bench
 from benchmarks.measure import Contestant, Row, Table, compete
 from benchmarks.peers import PICKLE, Queued, Spawned, load_here
 
-__all__ = ["measure_state_dict"]
+__all__ = ["BUILT_HERE", "ISOHUB", "SAFETENSORS", "measure_state_dict"]
 
 _PAGE_BYTES = 4096
 _LOOK_S = 0.01
-_HERE = "built in this process"
+BUILT_HERE = "built in this process"
 _CLONED = "a clone in this process"
-_ISOHUB = "isohub"
-_HANDLE = "isohub, state_dict() of a live handle"
+ISOHUB = "isohub"
 _GIVEN = 'isohub, load(returns="state_dict"), from the end of the build'
-_SAFE = "spawned process, safetensors in shared memory"
 _SAVED = "spawned process, torch.save in shared memory, torch.load(mmap=True)"
+SAFETENSORS = "spawned process, safetensors in shared memory"
 _QUEUED = "spawned process, torch.multiprocessing queue"
-_PEERS = (_SAFE, _SAVED, _QUEUED)
+_NAMES = (ISOHUB, SAFETENSORS, _SAVED, _QUEUED)
 _GIVES_UP = {
-    _HERE: "no process of its own; one ref of a repo; no confinement",
+    BUILT_HERE: "no process of its own; one ref of a repo; no confinement",
     _CLONED: "no process of its own",
-    _ISOHUB: "",
-    _HANDLE: "",
+    ISOHUB: "",
     _GIVEN: "",
-    _SAFE: "aliases and _metadata; no confinement; a file that stays when something dies",
+    SAFETENSORS: "aliases and _metadata; no confinement; a file that stays when something dies",
     _SAVED: "reads a pickle (weights_only); no confinement; a file that stays when something dies",
     _QUEUED: f"{PICKLE}; a descriptor for each tensor; both sides share the memory, so each sees the other's writes",
 }
@@ -62,31 +60,19 @@ def measure_state_dict(bench: Bench) -> list[Table]:
         def build_isohub() -> Any:
             return session.load(hub, "linears", megabytes, returns="state_dict")
 
-        def build_saved() -> Any:
-            spawned.ask("load", "linears", megabytes)
-            state = saved()
-            spawned.ask("drop")
-            return state
+        def build_by_file(transfer: Callable[[], Any]) -> Callable[[], Any]:
+            def build() -> Any:
+                spawned.ask("load", "linears", megabytes)
+                state = transfer()
+                spawned.ask("drop")
+                return state
+
+            return build
 
         def build_queued() -> Any:
             queued.ask("load", "linears", megabytes)
             state = queued.ask("state_dict")
             queued.ask("drop")
-            return state
-
-        def build_safe() -> Any:
-            spawned.ask("load", "linears", megabytes)
-            state = safe()
-            spawned.ask("drop")
-            return state
-
-        def safe() -> Any:
-            from safetensors.torch import load_file
-
-            path = shared / f"state{next(numbers)}.safetensors"
-            spawned.ask("save_safetensors", str(path))
-            state = load_file(path)
-            path.unlink()
             return state
 
         def saved() -> Any:
@@ -98,8 +84,17 @@ def measure_state_dict(bench: Bench) -> list[Table]:
             path.unlink()  # the mapping keeps it
             return state
 
-        builds = (build_here, build_isohub, build_safe, build_saved, build_queued)
-        builders = dict(zip((_HERE, _ISOHUB, *_PEERS), builds, strict=True))
+        def safetensors() -> Any:
+            from safetensors.torch import load_file
+
+            path = shared / f"state{next(numbers)}.safetensors"
+            spawned.ask("save_safetensors", str(path))
+            state = load_file(path)
+            path.unlink()
+            return state
+
+        ways = (build_here, build_isohub, build_by_file(safetensors), build_by_file(saved), build_queued)
+        builders = dict(zip((BUILT_HERE, *_NAMES), ways, strict=True))
         _check(builders)
         whole, read = _races(builders, sizes.rounds)
         memory = compete(
@@ -113,12 +108,12 @@ def measure_state_dict(bench: Bench) -> list[Table]:
         queued.ask("load", "linears", megabytes)
         transfers = dict(
             zip(
-                (_CLONED, _HANDLE, _GIVEN, *_PEERS),
+                (_CLONED, _GIVEN, *_NAMES),
                 (
                     lambda: {name: tensor.clone() for name, tensor in state.items()},
-                    handle.state_dict,
                     build_isohub,
-                    safe,
+                    handle.state_dict,
+                    safetensors,
                     saved,
                     lambda: queued.ask("state_dict"),
                 ),
@@ -137,8 +132,8 @@ def measure_state_dict(bench: Bench) -> list[Table]:
         "model included: private memory of all processes, and the machine's shared memory. In runs of their own."
     )
     return [
-        Table("state_dict", "state_load", f"State dict of {size}: build and transfer", "ms", _HERE, whole, notes),
-        Table("state_dict", "state_load_read", "The same, and a word of every page read", "ms", _HERE, read),
+        Table("state_dict", "state_load", f"State dict of {size}: build and transfer", "ms", BUILT_HERE, whole, notes),
+        Table("state_dict", "state_load_read", "The same, and a word of every page read", "ms", BUILT_HERE, read),
         Table("state_dict", "state_transfer", f"State dict of {size}: transfer alone", "ms", _CLONED, sent),
         Table("state_dict", "state_transfer_read", "The same, and a word of every page read", "ms", _CLONED, sent_read),
         Table(
@@ -146,7 +141,7 @@ def measure_state_dict(bench: Bench) -> list[Table]:
             "state_memory",
             f"State dict of {size}: memory at the peak of build and transfer",
             "MiB",
-            _HERE,
+            BUILT_HERE,
             memory,
             [memory_notes],
         ),

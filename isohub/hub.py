@@ -13,6 +13,7 @@ import inspect as inspect_module
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -181,6 +182,7 @@ class Session:
         self._pool_lock = threading.Lock()
         self._closed = False
         self._replica = 0
+        self._precompiled: set[tuple[str, str]] = set()
         self._pid = os.getpid()
 
     # What torch.hub has.
@@ -724,8 +726,21 @@ class Session:
                 if worker.equip(broker):
                     undo.pop_all()  # the worker's, until it ends
                 link = Link(worker, pool, checkout, gate, make_handle, timeout_s, self._max_reply_bytes, wanted.verbose)
-                _open(link, outline, prepared, bound=self._bound(policy))
+                bytecode = _open(link, outline, prepared, bound=self._bound(policy))
                 yield link, outline
+                if bytecode is None:
+                    self._precompile(pool, link)
+
+    def _precompile(self, pool: Pool, link: Link) -> None:
+        """Have the next worker of this checkout find its modules compiled; once for each."""
+        from isohub.session.precompiling import WORTH_S, precompile
+
+        if link.import_s < WORTH_S or link.checkout.root is None or link.worker.placement.policy == NONE:
+            return
+        key = str(link.checkout.path), link.worker.versions.python
+        if key not in self._precompiled:
+            self._precompiled.add(key)
+            precompile(pool, link.checkout, link.worker)
 
     def _make_restartable(
         self,
@@ -763,7 +778,7 @@ class Session:
     ) -> Any:
         timeout_s = self._timeout_s if timeout_s is None else checked_timeout(timeout_s)
         with self._lease(wanted, timeout_s, trust_repo, self._sandbox, on or self._environment) as (link, _):
-            link.ask("import", None, phase="importing hubconf.py")
+            _import(link, None)
             return link.ask(op, *args, phase=phase)
 
 
@@ -838,7 +853,7 @@ def _reference(repo: RepoOrDir) -> Reference:
     return replace(repo.reference, ref=repo.commit) if isinstance(repo, Checkout) else parse(repo)
 
 
-def _open(link: Link, outline: Outline, prepared: Prepared, *, bound: bool) -> None:
+def _open(link: Link, outline: Outline, prepared: Prepared, *, bound: bool) -> bytes | None:
     """Everything that can be known before the repo's code runs.
 
     Args:
@@ -846,18 +861,24 @@ def _open(link: Link, outline: Outline, prepared: Prepared, *, bound: bool) -> N
         outline: Of the checkout's hubconf.
         prepared: What it runs on.
         bound: Whether the worker may download by its caller alone.
+
+    Returns:
+        The bytecode of its modules that the worker was given.
     """
     from isohub.environments.dependencies import missing_error, parse_dependencies, unmet
+    from isohub.session.precompiling import bytecode_of
 
     checkout = link.checkout
     if checkout.submodules or checkout.lfs_pointers:
         _log.warning("%s", _lacking(checkout))
     dependencies = parse_dependencies(outline.dependencies, prepared.markers)
     names = [dependency.import_name for dependency in dependencies if dependency.import_name is not None]
-    not_found: Any = link.ask("open", str(checkout.path), names, bound, phase="looking for its dependencies")
+    bytecode = bytecode_of(checkout, link.worker)
+    not_found: Any = link.ask("open", str(checkout.path), names, bound, bytecode, phase="looking for its dependencies")
     lacking = unmet(dependencies, not_found, prepared.version)
     if lacking:
         raise missing_error(lacking, checkout.pin.name, checkout.commit, prepared.name, prepared.version)
+    return bytecode
 
 
 def _check_keywords(outline: Outline, model: str, own: Sequence[str]) -> None:
@@ -903,12 +924,19 @@ def _lacking(checkout: Checkout) -> str:
     return f"{checkout.pin.name} is without its {named}; {how}"
 
 
+def _import(link: Link, seed: int | None) -> None:
+    """Run hubconf, the first of the repo's code."""
+    began = time.monotonic()
+    link.ask("import", seed, phase="importing hubconf.py")
+    link.import_s = time.monotonic() - began
+
+
 def _built(link: Link, recipe: Recipe, backed: bool = False) -> Any:
     """What the entrypoint gives in this worker, moved and compiled as was asked; `backed` if only its state is."""
     from isohub.session.handles import mark_loaded
     from isohub.session.recipe import remotes_in
 
-    link.ask("import", recipe.seed, phase="importing hubconf.py")
+    _import(link, recipe.seed)
     phase = f"calling the entrypoint {recipe.entrypoint}()"
     arguments = [*recipe.args], dict(recipe.kwargs)
     built = link.ask("build", recipe.entrypoint, recipe.seed, backed, *arguments, phase=phase)

@@ -141,6 +141,29 @@ def companions(pid: int) -> set[int]:
     return found
 
 
+def zygote_of(session: isohub.Session, *, confined: bool = True) -> psutil.Process:
+    """The process whose forks the session's workers are: of those on the host's packages."""
+    first = psutil.Process(session._pool.warm(confined=confined).pid)
+    # What stands around it was started with another last argument, and an init is a fork of that; parents come first.
+    below = [one for one in first.children(recursive=True) if not gone(one.pid)]
+    return next((one for one in below if "".join(one.cmdline()[-1:]).isdigit()), first)
+
+
+def spares_of(session: isohub.Session, *, confined: bool = True) -> list[int]:
+    """The forks of that which are nobody's worker."""
+    workers = {worker.pid for worker in session._pool.workers()}
+    forks = (one.pid for one in zygote_of(session, confined=confined).children())
+    return [pid for pid in forks if pid not in workers and not gone(pid)]
+
+
+def spare_of(session: isohub.Session, *, confined: bool = True) -> int:
+    """The one that waits, once it does."""
+    assert eventually(lambda: len(spares_of(session, confined=confined)) == 1)
+    (pid,) = spares_of(session, confined=confined)
+    assert eventually(lambda: psutil.Process(pid).status() == psutil.STATUS_SLEEPING)
+    return pid
+
+
 def gone(pid: int) -> bool:
     """Whether no process of that number lives. A zombie has ended."""
     try:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ast
 import codecs
+import functools
 import io
 import os
 import stat
@@ -111,14 +112,7 @@ def read_outline(path: Path) -> Outline:
     """
     source = _decode(_read(path), path)
     try:
-        with _WARNINGS_LOCK, warnings.catch_warnings():
-            # An invalid escape in a repo's string is no warning of the caller's; under `-W error`
-            # it would even become a syntax error.
-            warnings.simplefilter("ignore")
-            module = ast.parse(source, filename=_NAME)
-        reader = _Reader()
-        reader.read_block(module.body, certain=True)
-        return reader.outline(module)
+        return _outline_of(source)
     except SyntaxError as error:
         where = f" at line {error.lineno}" if error.lineno else ""
         raise _unusable(path, f"is no valid Python{where}: {error.msg}") from error
@@ -126,6 +120,18 @@ def read_outline(path: Path) -> Outline:
         raise _unusable(path, f"is no valid Python: {error}") from error
     except (RecursionError, MemoryError) as error:
         raise _unusable(path, "is nested too deeply to be read") from error
+
+
+@functools.lru_cache(maxsize=16)  # each load of a repo reads it again, and most find what was there before
+def _outline_of(source: str) -> Outline:
+    with _WARNINGS_LOCK, warnings.catch_warnings():
+        # An invalid escape in a repo's string is no warning of the caller's; under `-W error`
+        # it would even become a syntax error.
+        warnings.simplefilter("ignore")
+        module = ast.parse(source, filename=_NAME)
+    reader = _Reader()
+    reader.read_block(module.body, certain=True)
+    return reader.outline(module)
 
 
 def _unusable(path: Path, why: str) -> HubconfError:

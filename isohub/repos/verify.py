@@ -36,6 +36,7 @@ import msgspec
 
 from isohub.errors import TrustError
 from isohub.repos.blobs import hash_file
+from isohub.repos.bytecode import BYTECODE_NAME
 from isohub.repos.disk import disk_errors, hold, locked
 from isohub.repos.inventory import CHECKOUT_NAME, decode_component, partial_key
 from isohub.repos.layout import CHECKOUT_RECORD, REFS_RECORD, weights_dir
@@ -162,7 +163,12 @@ def _checkout(place: Path) -> list[Damage]:
         return [_unexpected(place)]
     try:
         record, found = _record(place / CHECKOUT_RECORD, CheckoutRecord, place)
-        found += [_unexpected(path, place) for path in _entries(place) if path.name not in (CHECKOUT_RECORD, "tree")]
+        found += [
+            _unexpected(path, place)
+            for path in _entries(place)
+            # Bytecode is a checkout's or nothing: whoever reads it checks it.
+            if path.name not in (CHECKOUT_RECORD, "tree") and not BYTECODE_NAME.fullmatch(path.name)
+        ]
         found += _mode(place, place)
         tree = place / "tree"
         kind = _kind(tree)

@@ -30,7 +30,9 @@ from isohub.sandbox.seccomp import Traits
 __all__ = [
     "BASE_LAYERS",
     "UNCONFINED",
+    "Begun",
     "Confined",
+    "Kind",
     "Machine",
     "confine",
 ]
@@ -95,13 +97,27 @@ class Machine(NamedTuple):
             rules=tuple(rules),
             fewest=tuple(_fewest(rules)),
         )
-        if machine.seccomp and no_namespaces is None:
-            seccomp.prepare(name, machine.traits("none", namespaced=True))
+        if machine.seccomp:
+            traits = machine.traits("none", namespaced=no_namespaces is None)
+            if seccomp.is_everybodys(traits):
+                seccomp.prepare(name, traits, os.getpid())
         return machine
+
+    def seen(self) -> Tuple[Tuple[int, int], ...]:
+        """Which file each of the rules' paths leads to now: device and inode, zeros for none."""
+        return tuple(map(_place_of, (rule.path for rule in self.rules)))
 
     def traits(self, network: str, *, namespaced: bool) -> Traits:
         """What a worker's filter has to know."""
         return Traits(private=namespaced, scoped=self.landlock >= 6, network=network, truncation=self.landlock >= 3)
+
+
+def _place_of(path: str) -> Tuple[int, int]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0
+    return found.st_dev, found.st_ino
 
 
 class Confined(NamedTuple):
@@ -120,6 +136,116 @@ class Confined(NamedTuple):
     listener: Optional[socket.socket] = None
 
 
+class Kind(NamedTuple):
+    """What of a policy has to be known before the rest of it.
+
+    Attributes:
+        layered: Whether there is to be more than a process of its own.
+        open_network: Whether it keeps the caller's network.
+    """
+
+    layered: bool
+    open_network: bool
+
+    @classmethod
+    def of(cls, wanted: Mapping[str, Any]) -> Kind:
+        """The kind of a caller's request (`confine`)."""
+        return cls(wanted["level"] != "none", wanted["network"] == "open")
+
+
+class Begun:
+    """A process that has done what is the same for every policy of a kind, and nothing that cannot be added to.
+
+    Args:
+        machine: What there is.
+        kind: What it will be.
+        directory: The worker's own; beside it is ``root``.
+        keep: Descriptors that stay open.
+
+    Raises:
+        OSError: A layer cannot be applied; the worker must not go on.
+    """
+
+    def __init__(self, machine: Machine, kind: Kind, directory: str, keep: Sequence[int]) -> None:
+        close_all_but(keep)
+        self.machine = machine
+        self.kind = kind
+        self.directory = directory
+        self.tree: Optional[namespaces.Tree] = None
+        self.ruleset: Optional[landlock.Ruleset] = None
+        if kind.layered and machine.namespaces is None:
+            namespaces.leave_host(network=kind.open_network)
+            self.tree = namespaces.Tree(os.path.join(os.path.dirname(directory), "root"), machine.name)
+            self.tree.bind(machine.rules)
+            self.tree.show_processes()
+        if kind.layered and machine.landlock:
+            self.ruleset = landlock.Ruleset(machine.landlock, tcp=not kind.open_network)
+            self.ruleset.allow(machine.fewest, "" if self.tree is None else self.tree.root)
+
+    def finish(self, wanted: Mapping[str, Any], variables: Mapping[str, str], parent: int) -> Confined:
+        """Do what one policy says, and make all of it final.
+
+        Args:
+            wanted: The caller's request, of this kind: ``sandbox`` of `isohub.session.request.worker_request`.
+            variables: The whole environment, less the directories that are the worker's own.
+            parent: As `die_with_parent` has it.
+
+        Returns:
+            What is active and what is missing.
+
+        Raises:
+            OSError: A layer cannot be applied; the worker must not go on.
+        """
+        machine, tree, layered = self.machine, self.tree, self.kind.layered
+        if Kind.of(wanted) != self.kind:
+            raise OSError(f"this process has begun as {self.kind}, and {Kind.of(wanted)} is asked for")
+        active, details = [*BASE_LAYERS], {}
+        listener: Optional[socket.socket] = None
+        if layered and wanted["network"] == "proxy" and tree is None:
+            # Without a network of its own it would have all of the caller's by TCP, or none.
+            raise OSError(f"network= with names of hosts needs namespaces, and there are none: {machine.namespaces}")
+        places: Dict[str, str] = {name: os.path.join(self.directory, name) for name in ("home", "tmp", "cwd")}
+        private = [*places.values()]
+        rules: List[Rule] = worker_rules(wanted, private) if layered else []  # beside the machine's
+        process = -1
+        if tree is not None:
+            process = _close_tree(tree, wanted, self.directory, [rule for rule in rules if rule.path not in private])
+            if wanted["network"] == "proxy":
+                listener = namespaces.listen_on_loopback()
+            rules += [Rule(namespaces.SHARED_MEMORY, "write"), Rule("/", "list")]  # the names of what the tree has
+        for place in places.values():
+            os.mkdir(place, 0o700)
+        _set_environment(variables, places, listener)
+        os.chdir(places["cwd"])
+        os.umask(0o077)
+        if tree is not None:
+            namespaces.become_own_user(process=process)
+            active.append("namespaces")
+            details["namespaces"] = _namespace_words(wanted)
+        die_with_parent(parent)
+        if layered:
+            details["limits"] = apply_limits(wanted, tree is not None)
+            active.append("limits")
+            if tree is not None and not wanted["gpu"]:  # whose threads' files would be root's
+                # Its caller owns its zygote's user namespace and can look at it all the same. Elsewhere an ordinary
+                # user could not (``smaps``), and other workers cannot in any case: they trace nobody, and of /proc see
+                # themselves.
+                prctl(_PR_SET_DUMPABLE, 0)
+            drop_capabilities()
+        prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        if self.ruleset is not None:
+            rules += _proc_rules(tree is not None, names_threads=wanted["gpu"])
+            self.ruleset.allow(_fewest(rules))
+            self.ruleset.allow_connecting([] if listener is None else [listener.getsockname()[1]])
+            self.ruleset.restrict()
+            active.append("landlock")
+            details["landlock"] = f"ABI {machine.landlock}"
+        if layered and machine.seccomp:
+            seccomp.install(machine.name, machine.traits(wanted["network"], namespaced=tree is not None), os.getpid())
+            active.append("seccomp")
+        return Confined(tuple(active), *_missing(machine, layered, active, details), listener)
+
+
 def confine(
     machine: Machine,
     wanted: Mapping[str, Any],
@@ -128,13 +254,13 @@ def confine(
     keep: Sequence[int],
     parent: int,
 ) -> Confined:
-    """Apply every layer that there is and that the policy wants.
+    """Apply every layer that there is and that the policy wants: `Begun` and its `finish` in one.
 
     Args:
         machine: What there is.
-        wanted: The caller's request: ``sandbox`` of `isohub.session.request.worker_request`.
+        wanted: As `Begun.finish` has it.
         directory: The worker's own; ``home``, ``tmp`` and ``cwd`` are made in it, and below it ``root``.
-        variables: The whole environment, less the directories that are the worker's own.
+        variables: As `Begun.finish` has it.
         keep: Descriptors that stay open.
         parent: As `die_with_parent` has it.
 
@@ -144,55 +270,7 @@ def confine(
     Raises:
         OSError: A layer cannot be applied; the worker must not go on.
     """
-    close_all_but(keep)
-    active, details = [*BASE_LAYERS], {}
-    listener: Optional[socket.socket] = None
-    process = -1
-    layered = wanted["level"] != "none"
-    namespaced = layered and machine.namespaces is None
-    if layered and wanted["network"] == "proxy" and not namespaced:
-        # Without a network of its own it would have all of the caller's by TCP, or none.
-        raise OSError(f"network= with names of hosts needs namespaces, and there are none: {machine.namespaces}")
-    places: Dict[str, str] = {name: os.path.join(directory, name) for name in ("home", "tmp", "cwd")}
-    private = [*places.values()]
-    rules: List[Rule] = []  # beside the machine's
-    if layered:
-        rules = worker_rules(wanted, private)
-    if namespaced:
-        others = [rule for rule in rules if rule.path not in private]
-        process, listener = _enter_namespaces(machine, wanted, directory, others)
-        rules += [Rule(namespaces.SHARED_MEMORY, "write"), Rule("/", "list")]  # the names of what the tree has
-    for place in places.values():
-        os.mkdir(place, 0o700)
-    _set_environment(variables, places, listener)
-    os.chdir(places["cwd"])
-    os.umask(0o077)
-    if namespaced:
-        namespaces.become_own_user(process=process)
-        active.append("namespaces")
-        details["namespaces"] = _namespace_words(wanted)
-    die_with_parent(parent)
-    if layered:
-        details["limits"] = apply_limits(wanted, namespaced)
-        active.append("limits")
-        if namespaced and not wanted["gpu"]:  # whose threads' files would be root's
-            # Its caller owns its zygote's user namespace and can look at it all the same. Elsewhere an ordinary user
-            # could not (``smaps``), and other workers cannot in any case: they trace nobody, and of /proc see
-            # themselves.
-            prctl(_PR_SET_DUMPABLE, 0)
-        drop_capabilities()
-    prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    if layered and machine.landlock:
-        rules += _proc_rules(namespaced, names_threads=wanted["gpu"])
-        ports = [] if listener is None else [listener.getsockname()[1]]
-        own = _fewest(rules)
-        landlock.restrict(machine.landlock, [*machine.fewest, *own], None if wanted["network"] == "open" else ports)
-        active.append("landlock")
-        details["landlock"] = f"ABI {machine.landlock}"
-    if layered and machine.seccomp:
-        seccomp.install(machine.name, machine.traits(wanted["network"], namespaced=namespaced), os.getpid())
-        active.append("seccomp")
-    return Confined(tuple(active), *_missing(machine, layered, active, details), listener)
+    return Begun(machine, Kind.of(wanted), directory, keep).finish(wanted, variables, parent)
 
 
 def _missing(
@@ -214,12 +292,8 @@ def _missing(
     return missing, details
 
 
-def _enter_namespaces(
-    machine: Machine, wanted: Mapping[str, Any], directory: str, rules: Sequence[Rule]
-) -> Tuple[int, Optional[socket.socket]]:
-    namespaces.leave_host(network=wanted["network"] == "open")
-    tree = namespaces.Tree(os.path.join(os.path.dirname(directory), "root"), machine.name)
-    tree.bind([*machine.rules, *rules, Rule(wanted["checkout"], "read")])
+def _close_tree(tree: namespaces.Tree, wanted: Mapping[str, Any], directory: str, rules: Sequence[Rule]) -> int:
+    tree.bind([*rules, Rule(wanted["checkout"], "read")])
     tree.own(directory, wanted["disk"])
     tree.hide(os.path.join(os.path.realpath(wanted["checkout"]), ".git"))
     process = tree.pivot(names_threads=wanted["gpu"])
@@ -227,7 +301,7 @@ def _enter_namespaces(
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    return process, namespaces.listen_on_loopback() if wanted["network"] == "proxy" else None
+    return process
 
 
 def _namespace_words(wanted: Mapping[str, Any]) -> str:

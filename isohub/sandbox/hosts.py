@@ -24,6 +24,7 @@ number".
 from __future__ import annotations
 
 import encodings.idna
+import functools
 import ipaddress
 import re
 import unicodedata
@@ -230,6 +231,7 @@ def parse_target(authority: str, default_port: Optional[int] = None) -> Union[Ta
         return Refused(error.message)
 
 
+@functools.lru_cache(maxsize=1024)  # each load asks for the well-known hosts
 def _parse_entry(text: str) -> _Entry:
     below = text.startswith("*.")
     rest = text[2:] if below else text

@@ -39,6 +39,7 @@ _EINVAL = 22
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+_libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 
 
 def architecture() -> str:
@@ -86,8 +87,7 @@ def libc_call(name: str, *args: Any) -> int:
 
 def prctl(option: int, *values: int) -> int:
     """Set or ask something of this process; arguments that are not given are zero, as some options insist on."""
-    words = [ctypes.c_ulong(value) for value in (*values, *[0] * (4 - len(values)))]
-    return libc_call("prctl", ctypes.c_int(option), *words)
+    return libc_call("prctl", option, *values, *[0] * (4 - len(values)))
 
 
 def keep_capabilities() -> None:

@@ -16,11 +16,11 @@ import ctypes
 import os
 import stat
 import struct
-from typing import Iterable, NamedTuple, Optional, Sequence, Tuple
+from typing import Iterable, NamedTuple, Sequence, Tuple
 
 from isohub.sandbox.kernel import prctl, system_call
 
-__all__ = ["NEWEST_ABI", "Rule", "abi", "handled_rights", "restrict"]
+__all__ = ["NEWEST_ABI", "Rule", "Ruleset", "abi", "handled_rights"]
 
 # The same numbers on every architecture.
 _CREATE_RULESET = 444
@@ -101,34 +101,54 @@ def handled_rights(version: int) -> Tuple[int, int, int]:
     return files, net, scopes
 
 
-def restrict(version: int, rules: Iterable[Rule], connect_ports: Optional[Sequence[int]] = ()) -> None:
-    """Confine this thread and all that it starts.
+class Ruleset:
+    """What is to be allowed, in the making; it confines nobody before `restrict`.
 
     Args:
         version: The kernel's ABI, at least 1.
-        rules: What is allowed; a path that is missing is an error, for a rule that is not there protects nobody.
-        connect_ports: TCP ports that may be connected to; None leaves TCP alone.
+        tcp: Whether TCP is confined too, to the ports that are allowed.
 
     Raises:
-        OSError: The kernel refused, or a path of a rule cannot be opened.
+        OSError: The kernel refused.
     """
-    version = min(version, NEWEST_ABI)
-    files, net, scopes = handled_rights(version)
-    if connect_ports is None:
-        net = 0
-    attributes = struct.pack("QQQ", files, net, scopes)
-    # The kernel of an ABI takes no more than that ABI's fields, unless the rest is zero.
-    size = 8 if version < 4 else 16 if version < 6 else 24
-    ruleset = system_call("landlock_create_ruleset", _CREATE_RULESET, ctypes.c_char_p(attributes[:size]), size, 0)
-    try:
+
+    def __init__(self, version: int, *, tcp: bool = True) -> None:
+        files, net, scopes = handled_rights(min(version, NEWEST_ABI))
+        self._files, self._net = files, net if tcp else 0
+        attributes = struct.pack("QQQ", files, self._net, scopes)
+        # The kernel of an ABI takes no more than that ABI's fields, unless the rest is zero.
+        size = 8 if version < 4 else 16 if version < 6 else 24
+        self._descriptor = system_call(
+            "landlock_create_ruleset", _CREATE_RULESET, ctypes.c_char_p(attributes[:size]), size, 0
+        )
+
+    def allow(self, rules: Iterable[Rule], root: str = "") -> None:
+        """Allow what the rules say.
+
+        Args:
+            rules: A path that is missing is an error, for a rule that is not there protects nobody.
+            root: What stands before each path: where the tree is whose root this process is going to have.
+
+        Raises:
+            OSError: The kernel refused, or a path cannot be opened.
+        """
         for path, kind in rules:
-            _allow_path(ruleset, path, _RIGHTS[kind] & files)
-        for port in connect_ports or () if net else ():
-            _add_rule(ruleset, _RULE_NET_PORT, struct.pack("QQ", _CONNECT_TCP, port))
+            _allow_path(self._descriptor, root + path, _RIGHTS[kind] & self._files)
+
+    def allow_connecting(self, ports: Sequence[int]) -> None:
+        """Allow TCP connections to these ports, where TCP is confined."""
+        for port in ports if self._net else ():
+            _add_rule(self._descriptor, _RULE_NET_PORT, struct.pack("QQ", _CONNECT_TCP, port))
+
+    def restrict(self) -> None:
+        """Confine this thread and all that it starts.
+
+        Raises:
+            OSError: The kernel refused.
+        """
         prctl(_PR_SET_NO_NEW_PRIVS, 1)
-        system_call("landlock_restrict_self", _RESTRICT_SELF, ruleset, 0)
-    finally:
-        os.close(ruleset)
+        system_call("landlock_restrict_self", _RESTRICT_SELF, self._descriptor, 0)
+        os.close(self._descriptor)
 
 
 def _allow_path(ruleset: int, path: str, rights: int) -> None:

@@ -21,7 +21,7 @@ import os
 import socket
 import stat
 import struct
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence, Set
 
 from isohub.sandbox.grants import is_below
 from isohub.sandbox.kernel import libc_call, system_call
@@ -150,6 +150,9 @@ class Tree:
         self._root = place
         self._machine = machine
         self._bound: Dict[str, str] = {}  # real path: kind
+        self._made: Set[str] = set()  # directories that are there, as they will be called
+        self._plain: Set[str] = set()  # paths that are no symlinks
+        self._process = -1
         _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
         _mount("tmpfs", place, "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={_ROOT_BYTES},mode=0755")
 
@@ -162,8 +165,16 @@ class Tree:
         _mount(shared, self._directory(SHARED_MEMORY), None, _MS_BIND)
         self._bound[directory] = self._bound[SHARED_MEMORY] = "write"
 
+    @property
+    def root(self) -> str:
+        """Where it is put together."""
+        return self._root
+
     def bind(self, rules: Sequence[Rule]) -> None:
-        """Show what the rules name, each at its own place."""
+        """Show what the rules name, each at its own place.
+
+        What a later call names and lies around what an earlier one named is put over that, and shows it again.
+        """
         for path, kind in sorted(rules, key=lambda rule: rule.path.count("/")):
             if path != "/proc" and not path.startswith("/proc/"):
                 self._show(path, kind)
@@ -183,38 +194,43 @@ class Tree:
         else:
             _mount("/dev/null", inside, None, _MS_BIND)
 
-    def pivot(self, *, names_threads: bool = False) -> int:
-        """Finish: a ``/proc`` of this pid namespace, read-only, and no other root from here on.
+    def show_processes(self) -> None:
+        """A ``/proc`` of this pid namespace, and what of ``/dev`` leads there.
 
         What its init shows there is the host's network and mounts, so that is covered.
+        """
+        proc = self._directory("/proc")
+        flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+        _mount("proc", proc, "proc", flags)
+        self._process = os.open(os.path.join(proc, "self"), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        libc_call("umount2", ctypes.c_char_p(os.fsencode(proc)), ctypes.c_int(_MNT_DETACH))
+        _mount("proc", proc, "proc", flags)
+        if os.getpid() != 1:
+            _mount("tmpfs", os.path.join(proc, "1"), "tmpfs", flags | _MS_RDONLY, "size=4k,mode=0555")
+        for name, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
+            os.symlink(target, os.path.join(self._directory("/dev"), name))
+
+    def pivot(self, *, names_threads: bool = False) -> int:
+        """Finish: all of it is read-only but its own directories, and there is no other root from here on.
 
         Args:
-            names_threads: Whether this process may write to the files of its own threads there.
+            names_threads: Whether this process may write to the files of its own threads in ``/proc``.
 
         Returns:
             A descriptor of this process's directory in a ``/proc`` that can be written to, for `become_own_user`.
         """
         proc = self._directory("/proc")
-        flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
-        _mount("proc", proc, "proc", flags)
-        process = os.open(os.path.join(proc, "self"), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        libc_call("umount2", ctypes.c_char_p(os.fsencode(proc)), ctypes.c_int(_MNT_DETACH))
-        _mount("proc", proc, "proc", flags)
-        if os.getpid() != 1:
-            _mount("tmpfs", os.path.join(proc, "1"), "tmpfs", flags | _MS_RDONLY, "size=4k,mode=0555")
         if names_threads:
             threads = os.path.join(proc, str(os.getpid()), "task")
             _mount(threads, threads, None, _MS_BIND)
         _set_attributes(proc, _ATTR_RDONLY, recursive=False)
-        for name, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
-            os.symlink(target, os.path.join(self._directory("/dev"), name))
         _set_attributes(self._root, _ATTR_RDONLY, recursive=False)
         os.chdir(self._root)
         here = ctypes.c_char_p(b".")
         system_call("pivot_root", _PIVOT_ROOT[self._machine], here, here)
         libc_call("umount2", here, ctypes.c_int(_MNT_DETACH))
         os.chdir("/")
-        return process
+        return self._process
 
     def _show(self, path: str, kind: str) -> None:
         real = self._links(path)
@@ -247,7 +263,8 @@ class Tree:
             if name in ("", "."):
                 continue
             here = os.path.dirname(done) if name == ".." else os.path.join(done, name)
-            if not os.path.islink(here):
+            if here in self._plain or not os.path.islink(here):
+                self._plain.add(here)
                 done = here
                 continue
             target = os.readlink(here)
@@ -262,7 +279,9 @@ class Tree:
 
     def _directory(self, path: str) -> str:
         inside = self._root + path if path != "/" else self._root
-        os.makedirs(inside, 0o755, exist_ok=True)
+        if path not in self._made:
+            os.makedirs(inside, 0o755, exist_ok=True)
+            self._made.add(path)
         return inside
 
 
@@ -318,6 +337,7 @@ def _try_inside(place: str, machine: str) -> str:
         step = "a tree of files"
         tree = Tree(place, machine)
         tree.bind([Rule("/usr", "read"), Rule("/dev/null", "device")])
+        tree.show_processes()
         tree.own("/own", 1 << 20)
         process = tree.pivot()
         step = "a second user namespace"

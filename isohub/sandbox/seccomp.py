@@ -24,7 +24,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 from isohub.sandbox.kernel import prctl, system_call
 from isohub.sandbox.syscalls import GROUPS, numbers
 
-__all__ = ["ALLOW", "KILL", "Traits", "deny", "install", "is_available", "prepare", "program"]
+__all__ = ["ALLOW", "KILL", "Traits", "deny", "install", "is_available", "is_everybodys", "prepare", "program"]
 
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _SECCOMP = {"x86_64": 317, "aarch64": 277}
@@ -41,6 +41,7 @@ _ERRNO = 0x00050000
 # Where struct seccomp_data has things.
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 
+_FARTHEST = 255
 _LOAD, _JUMP, _IF_EQUAL, _IF_AT_LEAST, _AND, _RETURN = 0x20, 0x05, 0x15, 0x35, 0x54, 0x06
 
 # NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET (NEWTIME is clone3's alone), and PARENT: a child of the
@@ -240,7 +241,10 @@ def _tree(leaves: Sequence[Tuple[int, _Decision]]) -> List[_Instruction]:
         return _leaf(leaves[0][1])
     middle = len(leaves) // 2
     low, high = _tree(leaves[:middle]), _tree(leaves[middle:])
-    # A conditional jump reaches 255 instructions, the other one any number.
+    # A conditional jump reaches 255 instructions, the other one any number. The fewer there are the sooner the kernel
+    # has compiled them.
+    if len(low) <= _FARTHEST:
+        return [_Instruction(_IF_AT_LEAST, len(low), 0, leaves[middle][0]), *low, *high]
     return [
         _Instruction(_IF_AT_LEAST, 0, 1, leaves[middle][0]),
         _Instruction(_JUMP, 0, 0, len(low)),
@@ -256,15 +260,30 @@ def _leaf(decision: _Decision) -> List[_Instruction]:
     code = [_Instruction(_LOAD, 0, 0, _ARGUMENTS + 8 * decision.argument)]  # little-endian: the low half is first
     if decision.mask is not None:
         code.append(_Instruction(_AND, 0, 0, decision.mask))
+    last = len(decision.values) - 1
     for place, value in enumerate(decision.values):
-        code.append(_Instruction(_IF_EQUAL, len(decision.values) - place, 0, value))
-    code.append(_Instruction(_JUMP, 0, 0, len(matching)))
+        code.append(_Instruction(_IF_EQUAL, last - place, len(matching) if place == last else 0, value))
     return [*code, *matching, *others]
 
 
+def prepare(machine: str, traits: Traits, pid: int) -> bytes:
+    """The filter as the kernel takes it: instructions of eight bytes. Made once, for a zygote's forks.
+
+    Args:
+        machine: As `program` has it.
+        traits: Of the worker.
+        pid: Of the worker, for the filters that differ from process to process (`is_everybodys`).
+    """
+    return _prepared(machine, traits, 0 if is_everybodys(traits) else pid)
+
+
+def is_everybodys(traits: Traits) -> bool:
+    """Whether a filter is the same for every process: its signals are kept within by others."""
+    return traits.private or traits.scoped
+
+
 @functools.lru_cache(maxsize=8)
-def prepare(machine: str, traits: Traits, pid: int = 0) -> bytes:
-    """The filter as the kernel takes it: instructions of eight bytes. Made once, for a zygote's forks."""
+def _prepared(machine: str, traits: Traits, pid: int) -> bytes:
     return b"".join(struct.pack("HBBI", *instruction) for instruction in program(machine, traits, pid))
 
 
@@ -274,8 +293,7 @@ def install(machine: str, traits: Traits, pid: int) -> None:
     Raises:
         OSError: The kernel refused.
     """
-    # Where signals are kept within by others, the filter is the same for every process.
-    code = prepare(machine, traits, 0 if traits.private or traits.scoped else pid)
+    code = prepare(machine, traits, pid)
     buffer = ctypes.create_string_buffer(code, len(code))
     # struct sock_fprog: a length, and after padding a pointer.
     header = struct.pack("HxxxxxxQ", len(code) // 8, ctypes.addressof(buffer))

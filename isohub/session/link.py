@@ -146,10 +146,12 @@ class Link:
         weak: A weak reference to it.
         recipe: What was asked of the entrypoint; None before that.
         recovery: Builds it again once the worker has died, if that was asked for.
+        import_s: Seconds that importing hubconf took.
     """
 
     recipe: Recipe | None = None
     recovery: Recovery | None = None
+    import_s = 0.0
 
     def __init__(
         self,

@@ -33,6 +33,8 @@ _MOST_LINES = 12
 def prepare(worker: Worker, timeout_s: float | None) -> None:
     """Have a worker import torch, unless its zygote has, and note the versions that it tells.
 
+    A worker that has told with its first word that it is on the caller's own torch is asked nothing.
+
     Args:
         worker: One that has greeted, and was asked nothing yet.
         timeout_s: Seconds that this may take.
@@ -42,6 +44,11 @@ def prepare(worker: Worker, timeout_s: float | None) -> None:
         WorkerDiedError, WorkerTimeoutError, ProtocolError: As for any question.
     """
     own = dtype_names()
+    if worker.claimed_facts is not None:
+        versions, dtypes = _checked(worker.claimed_facts, worker)
+        if versions.torch == str(torch.__version__) and dtypes == own:
+            worker.versions = versions
+            return
     question = Question("prepare", (str(torch.__version__), own), _PHASE, timeout_s=timeout_s, verbose=False)
     try:
         claimed = worker.ask(question, _nothing_else, _no_reference)

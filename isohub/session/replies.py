@@ -25,10 +25,14 @@ class _Message(msgspec.Struct, tag_field="event", forbid_unknown_fields=True, fr
 
 
 class Ready(_Message, tag="ready", frozen=True):
-    """The first word of a worker, before any code of the repo's: the layers of confinement that it has and has not."""
+    """The first word of a worker, before any code of the repo's: the layers of confinement that it has and has not.
+
+    `facts` has what the question ``prepare`` asks for, where that is known already.
+    """
 
     layers: tuple[list[str], list[str]]
     details: dict[str, str]
+    facts: tuple[str, str, list[str]] | None = None
 
 
 class Answer(_Message, tag="value", frozen=True, dict=True):

@@ -108,6 +108,7 @@ class Worker:
         placement: What it was to be confined to.
         watchdog: Looks at what it uses.
         runtime: What it was started on.
+        claimed_facts: Versions and dtypes that it told with its first word; None where it could not know them yet.
         versions: What it says that this is.
         lacking: Names of dtypes that this process's torch has, and the worker's has not.
         started: ``time.monotonic()`` of its start.
@@ -135,6 +136,7 @@ class Worker:
         self.name = name
         self.runtime = runtime
         self.versions = Versions("", "")
+        self.claimed_facts: tuple[str, str, list[str]] | None = None
         self.lacking: frozenset[str] = frozenset()
         self.commit = commit
         self.placement = placement
@@ -211,6 +213,7 @@ class Worker:
             self.close()
             raise
         assert isinstance(reply, Ready)
+        self.claimed_facts = reply.facts
         policy = self.placement.policy
         self.confinement = Confinement(
             asked=() if isinstance(policy, str) else policy.required,

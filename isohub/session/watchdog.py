@@ -255,9 +255,14 @@ class Watchdog:
     def pause(self, busy: bool) -> bool:
         """Wait for the next look; False at the end."""
         self._asleep = not busy
-        self._wake.wait(_BUSY_S if busy else _IDLE_S)
+        nudged = self._wake.wait(_BUSY_S if busy else _IDLE_S)
         self._wake.clear()
         self._asleep = False
+        if nudged and not self._closed:
+            # The question has used nothing yet. Without this, short calls would each have one look of this thread's,
+            # in the middle of them.
+            self._wake.wait(_BUSY_S)
+            self._wake.clear()
         return not self._closed
 
 

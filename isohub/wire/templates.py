@@ -13,7 +13,7 @@ Side: both, as the sender.
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, ClassVar, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from isohub.wire.arena import Cargo, storage_of
 from isohub.wire.copies import Move
@@ -22,7 +22,7 @@ __all__ = ["Signed", "Template", "Templates", "signed"]
 
 # Calls of one model have few forms. Long messages are worth no memory: what they hold takes longer than their text.
 _MOST, _LONGEST_BYTES = 64, 4096
-_MOST_PARTS = 64
+_MOST_PARTS = 64  # of all values of a message together: containers can share theirs many times over
 _LONGEST_TEXT_CHARS = 200
 
 
@@ -100,9 +100,10 @@ class Templates:
 
 def signed(values: Any) -> Optional[Signed]:
     """The signature of values and their tensors, or None where they have none."""
-    tensors: List[Any] = []
+    signing = _Signing()
+    tensors = signing.tensors
     try:
-        signature = _sign(values, tensors, _Signer.get())
+        signature = signing.sign(values)
         if len(tensors) > 1 and len({storage_of(tensor).data_ptr() for tensor in tensors}) < len(tensors):
             return None  # aliases must stay so
     except (_Unsigned, RuntimeError):  # torch's word for a tensor without memory
@@ -114,10 +115,8 @@ class _Unsigned(Exception):  # noqa: N818 - a signal within this module
     pass
 
 
-class _Signer:
+class _Torch:
     """What of torch signing needs, looked up once."""
-
-    _only: Optional[_Signer] = None
 
     def __init__(self) -> None:
         import torch
@@ -128,53 +127,66 @@ class _Signer:
         self.dtypes = frozenset(getattr(torch, name) for name in names)
         self.named = hasattr(torch.Tensor, "has_names")
 
-    @classmethod
-    def get(cls) -> _Signer:
-        """The one of this process."""
-        if cls._only is None:
-            cls._only = cls()
-        return cls._only
 
+class _Signing:
+    """One signature in the making."""
 
-def _sign(value: Any, tensors: List[Any], signer: _Signer) -> Any:
-    kind = type(value)
-    if kind is signer.tensor:
-        dtype = value.dtype
+    __slots__ = ("_left", "_torch", "tensors")
+
+    _only: ClassVar[List[_Torch]] = []
+
+    def __init__(self) -> None:
+        if not self._only:
+            self._only.append(_Torch())
+        self._torch = self._only[0]
+        self._left = _MOST_PARTS
+        self.tensors: List[Any] = []
+
+    def sign(self, value: Any) -> Any:
+        """The part of the signature that one value is. What is equal to something of another type has its type beside.
+
+        Raises:
+            _Unsigned: It has none, or there are too many.
+        """
+        self._left -= 1
+        kind = type(value)
+        if self._left < 0:
+            raise _Unsigned
+        if kind is self._torch.tensor:
+            return self._tensor(value)
+        if kind is str:
+            if len(value) > _LONGEST_TEXT_CHARS:
+                raise _Unsigned
+            return value
+        if value is None or kind is int or kind is bool:
+            return kind, value
+        if kind is float:
+            return kind, repr(value)  # 0.0 == -0.0
+        if kind is tuple or kind is list:
+            sign = self.sign
+            return (kind, *[sign(item) for item in value])
+        if kind is dict:
+            parts: List[Any] = [kind]
+            for key, item in value.items():
+                if type(key) is not str or len(key) > _LONGEST_TEXT_CHARS:
+                    raise _Unsigned
+                parts.append(key)
+                parts.append(self.sign(item))
+            return tuple(parts)
+        raise _Unsigned
+
+    def _tensor(self, tensor: Any) -> Any:
+        torch, dtype = self._torch, tensor.dtype
         if (
-            not value.is_cpu
-            or dtype not in signer.dtypes
-            or value.layout is not signer.strided
-            or value.is_nested
-            or not value.is_contiguous()
-            or value.is_neg()
-            or (signer.named and value.has_names())
-            or not value.data_ptr()
-            or len(tensors) >= _MOST_PARTS
+            not tensor.is_cpu
+            or dtype not in torch.dtypes
+            or tensor.layout is not torch.strided
+            or tensor.is_nested
+            or not tensor.is_contiguous()
+            or tensor.is_neg()
+            or (torch.named and tensor.has_names())
+            or not tensor.data_ptr()
         ):
             raise _Unsigned
-        tensors.append(value)
-        # The type stands beside what is equal to something of another type.
-        return dtype, value.shape, value.requires_grad
-    if kind is str:
-        if len(value) > _LONGEST_TEXT_CHARS:
-            raise _Unsigned
-        return value
-    if value is None or kind is int or kind is bool:
-        return kind, value
-    if kind is float:
-        return kind, repr(value)  # 0.0 == -0.0
-    if kind is tuple or kind is list:
-        if len(value) > _MOST_PARTS:
-            raise _Unsigned
-        return (kind, *[_sign(item, tensors, signer) for item in value])
-    if kind is dict:
-        if len(value) > _MOST_PARTS:
-            raise _Unsigned
-        parts: List[Any] = [kind]
-        for key, item in value.items():
-            if type(key) is not str:
-                raise _Unsigned
-            parts.append(key)
-            parts.append(_sign(item, tensors, signer))
-        return tuple(parts)
-    raise _Unsigned
+        self.tensors.append(tensor)
+        return dtype, tensor.shape, tensor.requires_grad

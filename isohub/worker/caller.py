@@ -19,7 +19,7 @@ import json
 import os
 import signal
 import threading
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from isohub.sandbox.confine import Confined
 from isohub.wire.arena import Claims
@@ -37,10 +37,10 @@ _MOST_KNOWN, _LONGEST_KNOWN_BYTES = 64, 4096
 
 
 class Caller:
-    """The worker's end of the conversation."""
+    """The worker's end of the conversation, once it is connected."""
 
-    def __init__(self, end: Any) -> None:
-        self._channel = Channel(end)
+    def __init__(self) -> None:
+        self._channel: Channel
         self._speaking = threading.Lock()
         self._speaker = 0  # the thread that has the lock
         self._number = 0  # of the open question; 0 when none is
@@ -48,11 +48,20 @@ class Caller:
         self._pid = os.getpid()
         self._known: Dict[bytes, Dict[str, Any]] = {}  # questions that were asked before, by their text
 
-    def greet(self, confined: Confined) -> None:
-        """Say ready, and what confines this process; where the caller's proxy is to listen goes to the caller."""
+    def connect(self, end: Any) -> None:
+        """Speak by this socket from now on."""
+        self._channel = Channel(end)
+
+    def greet(self, confined: Confined, facts: Optional[Tuple[str, str, List[str]]]) -> None:
+        """Say ready, and what confines this process; where the caller's proxy is to listen goes to the caller.
+
+        Args:
+            confined: What does.
+            facts: Versions of Python and torch, and names of dtypes, if they are known.
+        """
         layers = [list(confined.active), list(confined.missing)]
         listeners = [] if confined.listener is None else [confined.listener.fileno()]
-        ready = {"event": "ready", "layers": layers, "details": confined.details}
+        ready = {"event": "ready", "layers": layers, "details": confined.details, "facts": facts}
         self._channel.send(0, dump(ready), listeners)
         if confined.listener is not None:
             confined.listener.close()

@@ -14,9 +14,12 @@ import importlib.util
 import os
 import random
 import sys
-from typing import Any, List, Optional, Sequence
+from importlib.machinery import SourceFileLoader
+from typing import Any, List, Optional, Sequence, Type
 
-__all__ = ["Hubconf", "HubconfFailed", "seed_everything"]
+from isohub.worker.bytecode import install
+
+__all__ = ["Hubconf", "HubconfFailed", "seed_everything", "seed_host"]
 
 _NUMPY_SEED_LIMIT = 1 << 32  # numpy.random.seed takes 32 bits, torch 64
 
@@ -35,21 +38,25 @@ class Hubconf:
 
     def __init__(self) -> None:
         self._path: Optional[str] = None
+        self._loader: Type[SourceFileLoader] = SourceFileLoader
         self._module: Any = None
         self._failure: Optional[BaseException] = None
 
-    def open(self, path: str, dependencies: Sequence[str]) -> List[str]:
+    def open(self, path: str, dependencies: Sequence[str], bytecode: Optional[bytes] = None) -> List[str]:
         """Put the checkout in its place. Runs nothing of the repo's.
 
         Args:
             path: The directory that holds ``hubconf.py``.
             dependencies: Import names, top-level, that hubconf declares.
+            bytecode: Of its modules, if there is some (`isohub.worker.bytecode`).
 
         Returns:
             Those of them that cannot be found, in order.
         """
         if self._path is None:
             self._path = path
+            if bytecode is not None:
+                self._loader = install(path, bytecode)
             sys.path.insert(0, path)
             sys.argv = [""]
             sys.dont_write_bytecode = True  # neither into a read-only checkout nor into a user's clone
@@ -63,7 +70,7 @@ class Hubconf:
         if self._module is None:
             assert self._path is not None
             place = os.path.join(self._path, "hubconf.py")
-            spec = importlib.util.spec_from_file_location("hubconf", place)
+            spec = importlib.util.spec_from_file_location("hubconf", place, loader=self._loader("hubconf", place))
             assert spec is not None
             assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)
@@ -115,12 +122,18 @@ def seed_everything(seed: Optional[int]) -> None:
 
     if seed is None:
         seed = int.from_bytes(os.urandom(8), "little") >> 1
+    seed_host(seed)
     # In a worker only: to ask in the zygote would initialise CUDA there, and a fork could not use it any more.
+    # Where there is none torch.manual_seed would note a seed, with a formatted stack, for each that is not there.
     if torch.cuda.is_available() or (hasattr(torch, "xpu") and torch.xpu.is_available()):
         torch.manual_seed(seed)
-    else:
-        # torch.manual_seed would note a seed, with a formatted stack, for each accelerator that is not there.
-        torch.default_generator.manual_seed(seed)
+
+
+def seed_host(seed: int) -> None:
+    """Seed the generators of the processor's."""
+    import torch
+
+    torch.default_generator.manual_seed(seed)
     random.seed(seed)
     if _can_find("numpy"):
         import numpy

@@ -32,6 +32,7 @@ from isohub.wire.tables import Copying, Viewing
 from isohub.wire.templates import Signed, Template, Templates, signed
 from isohub.worker import storages
 from isohub.worker.backing import Backing
+from isohub.worker.bytecode import compile_tree
 from isohub.worker.caller import Caller, dump
 from isohub.worker.compiling import compile_module
 from isohub.worker.devices import SharedGpus, mover_to
@@ -45,7 +46,7 @@ from isohub.worker.packages import versions
 from isohub.worker.parameters import act_on_parameter, every_member
 from isohub.worker.tapes import Tapes
 
-__all__ = ["Server", "serve"]
+__all__ = ["Server", "make_server", "serve"]
 
 # An object's repr as far as it is worth reading: containers that share their parts can take for ever to print.
 _summary = reprlib.Repr()
@@ -81,20 +82,26 @@ class _TooLarge(Exception):  # noqa: N818 - turned into a message at once
     pass
 
 
-def serve(end: Any, confined: Confined, take_in: Callable[[], None]) -> None:
-    """Answer the caller on this socket until it closes.
+def serve(caller: Caller, confined: Confined, server: Optional[Server], take_in: Callable[[], None]) -> None:
+    """Answer the caller until it is gone.
 
     Args:
-        end: The socket.
+        caller: It is connected.
         confined: What confines this process, which is said before anything else is done.
-        take_in: Brings the environment's packages, which may be anybody's, on the first question (`do_prepare`).
+        server: What answers, if it could be made before.
+        take_in: Else this brings the environment's packages, which may be anybody's, on the first question
+            (`Server.do_prepare`).
     """
-    caller = Caller(end)
     try:
-        caller.greet(confined)
+        caller.greet(confined, None if server is None else (*versions(), dtype_names()))
+        if server is not None:
+            seed_everything(None)  # while the caller looks at what was said
         question, descriptors, gone = caller.hear()
         try:
-            server = _prepared(caller, take_in)
+            if server is None:
+                take_in()
+                server = make_server(caller)
+                seed_everything(None)
         except BaseException as error:
             close_descriptors(descriptors)
             caller.answer(dump({**_describe(error), "kept": False}), [])
@@ -110,9 +117,8 @@ def serve(end: Any, confined: Confined, take_in: Callable[[], None]) -> None:
     sys.stderr.flush()
 
 
-def _prepared(caller: Caller, take_in: Callable[[], None]) -> Server:
-    take_in()
-    seed_everything(None)
+def make_server(caller: Caller) -> Server:
+    """What answers, and what it changes of this process: torch's downloads and storages, and what Ctrl-C does."""
     downloads = Downloads(caller)
     downloads.install()
     storages.install()
@@ -366,9 +372,13 @@ class Server(Operations, Measurements):
         self._lacking = frozenset(own).difference(dtypes)
         return (*versions(), own)
 
-    def do_open(self, path: str, dependencies: List[str], bound: bool) -> List[str]:
+    def do_open(self, path: str, dependencies: List[str], bound: bool, bytecode: Optional[bytes]) -> List[str]:
         self._downloads.bound = bound
-        return self._hubconf.open(path, dependencies)
+        return self._hubconf.open(path, dependencies, bytecode)
+
+    def do_compile_tree(self, path: str) -> bytes:
+        os.nice(19)  # nobody waits for it
+        return compile_tree(path)
 
     def do_import(self, seed: Optional[int]) -> None:
         if seed is not None:

@@ -11,6 +11,9 @@ Rules:
 4. A worker's end is told on the worker's own status socket, with its wait status; the socket's end says
    that the zygote itself is gone.
 
+5. After a load it makes a spare, one at most, which takes the next request that it fits; the others fork as they come
+   (`isohub.worker.forks`). Nothing is done on time alone: an idle zygote waits.
+
 One datagram of the caller's asks for one worker. With it come four descriptors: the worker's channel, its
 status socket, and where its stdout and stderr go.
 
@@ -19,33 +22,30 @@ Side: worker. Trust: what comes on the control socket is the caller's.
 
 from __future__ import annotations
 
-import array
 import contextlib
-import ctypes
-import json
 import os
 import select
 import signal
 import socket
 import sys
 import traceback
-from typing import Any, Dict, Iterator, List, NoReturn, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, NoReturn, Optional
 
-from isohub.sandbox.confine import UNCONFINED, Machine, confine
+from isohub.sandbox.confine import Machine
 from isohub.sandbox.kernel import keep_capabilities
-from isohub.sandbox.processes import die_with_parent, remove_tree
+from isohub.sandbox.processes import remove_tree
 from isohub.wire.protocol import close_descriptors
+from isohub.worker.forks import Fork, adopt_orphans, receive, send
 from isohub.worker.keeper import Inits
-from isohub.worker.packages import import_ahead, shadowed, take_in
+from isohub.worker.packages import import_ahead, shadowed
 
 __all__ = ["main"]
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _START = os.path.join(_PACKAGE, "worker", "start.py")
-_MESSAGE_BYTES = 1 << 17
-_PR_SET_CHILD_SUBREAPER = 36
 _LOOK_S = 0.1
-_SYS_PIDFD_OPEN = 434  # the same on every architecture since Linux 5.3
+# How long nobody asks for a worker before a spare is made: a load that has just begun comes first.
+_QUIET_MS = 5
 
 
 def main(
@@ -66,22 +66,22 @@ def main(
     elif surroundings != "outer":
         inits = Inits(socket.socket(fileno=int(surroundings)))
     control = socket.socket(fileno=control_descriptor)
-    settings, descriptors = _receive(control, socket.MSG_PEEK)
+    settings, descriptors = receive(control, socket.MSG_PEEK)
     caller = descriptors[0]  # a pidfd
     packages: List[str] = settings["packages"]
     if inits is None:
-        _adopt_orphans()
+        adopt_orphans()
     zygote = Zygote(control, caller, directory, inits, packages)
     try:
         with _watching(caller, zygote):
-            from isohub.worker import serve  # noqa: F401 - for the forks
+            from isohub.worker import rehearsal, serve  # noqa: F401 - for the forks
 
             _extend_path(settings["site_directories"])
             if when == "ahead":
                 import_ahead()
                 if shadowed(packages):
                     _start_late(control_descriptor, directory, surroundings)
-            close_descriptors(_receive(control)[1])  # what was only looked at
+            close_descriptors(receive(control)[1])  # what was only looked at
         zygote.run(Machine.look(_PACKAGE, packages, no_namespaces))
     except BaseException:
         traceback.print_exc()
@@ -112,11 +112,6 @@ def _extend_path(directories: List[str]) -> None:
         site.addsitedir(directory)
 
 
-def _adopt_orphans() -> None:
-    """Become the parent of whatever a descendant leaves running. Not inherited by forks: prctl(2)."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
 @contextlib.contextmanager
 def _watching(caller: int, zygote: Zygote) -> Iterator[None]:
     """End if the caller ends while torch is being imported, which can take seconds."""
@@ -145,7 +140,9 @@ class Zygote:
         self._caller = caller
         self._directory = directory
         self._inits = inits
-        self._workers: Dict[int, Tuple[socket.socket, str, int]] = {}  # status socket, directory, init
+        self._forks: Dict[int, Fork] = {}
+        self._spare: Optional[Fork] = None  # one of them
+        self._wanted: Optional[Mapping[str, Any]] = None  # the policy that the next spare is made for
         self._count = 0
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -161,7 +158,15 @@ class Zygote:
         for descriptor in (self._control.fileno(), self._caller, self._wake_read):
             poll.register(descriptor, select.POLLIN)
         while True:
-            ready = {descriptor for descriptor, _ in poll.poll()}
+            spare = self._spare
+            if spare is not None:
+                mounts = spare.fileno()
+                poll.register(mounts, select.POLLPRI)
+            ready = {descriptor for descriptor, _ in poll.poll(None if self._wanted is None else _QUIET_MS)}
+            if spare is not None:
+                poll.unregister(mounts)
+                if mounts in ready:
+                    self._end_spare()
             if self._caller in ready:
                 return
             if self._wake_read in ready:
@@ -172,38 +177,55 @@ class Zygote:
                 self._reap()
             if self._control.fileno() in ready:
                 try:
-                    request, descriptors = _receive(self._control)
+                    request, descriptors = receive(self._control)
                 except EOFError:
                     return
-                self._fork(machine, request, descriptors)
+                self._serve(machine, request, descriptors)
+            elif not ready:
+                self._make_spare(machine)
 
-    def _fork(self, machine: Machine, request: Dict[str, Any], descriptors: List[int]) -> None:
+    def _serve(self, machine: Machine, request: Dict[str, Any], descriptors: List[int]) -> None:
         channel, status, stdout, stderr = descriptors
+        ours = (channel, stdout, stderr)
+        self._wanted = request["sandbox"]
+        try:
+            spare = self._spare
+            if spare is not None and spare.fits(request["sandbox"]):
+                self._spare = None
+                if spare.give(request, channel, status, stdout, stderr):
+                    return
+            fork = self._fork(machine, request["sandbox"], ahead=False)
+            if not fork.give(request, channel, status, stdout, stderr):
+                raise OSError("it ended before it was asked")
+        except OSError as error:
+            with socket.socket(fileno=status) as end:
+                send(end, {"failed": f"{type(error).__name__}: {error}"})
+        finally:
+            close_descriptors(ours)
+
+    def _make_spare(self, machine: Machine) -> None:
+        """Fork ahead of need, once a load: what cannot be made, or ends, is not made again before the next one."""
+        wanted, self._wanted = self._wanted, None
+        if wanted is None:
+            return
+        if self._spare is not None:
+            if self._spare.fits(wanted):
+                return
+            self._end_spare()
+        with contextlib.suppress(OSError):
+            self._spare = self._fork(machine, wanted, ahead=True)
+
+    def _end_spare(self) -> None:
+        if self._spare is not None:
+            self._spare.end()
+            self._spare = None
+
+    def _fork(self, machine: Machine, wanted: Mapping[str, Any], *, ahead: bool) -> Fork:
         self._count += 1
         directory = os.path.join(self._directory, f"w{self._count}")
-        zygote, init = os.getpid(), 0
-        try:
-            os.mkdir(directory, 0o700)
-            if self._inits is None:
-                pid = os.fork()
-            else:
-                zygote = 0  # outside of what the worker sees
-                pid, init = self._inits.fork(request["sandbox"]["processes"])
-        except OSError as error:
-            _send(status, {"failed": f"{type(error).__name__}: {error}"})
-            for descriptor in descriptors:
-                os.close(descriptor)
-            return
-        if pid == 0:
-            _become_worker(machine, zygote, self._packages, request, directory, channel, stdout, stderr)
-        for descriptor in (channel, stdout, stderr):
-            os.close(descriptor)
-        pidfd = _pidfd_open(pid)
-        known = [descriptor for descriptor in (pidfd, init or None) if descriptor is not None]
-        _send(status, {"pid": pid}, known)
-        if pidfd is not None:
-            os.close(pidfd)
-        self._workers[pid] = socket.socket(fileno=status), directory, init
+        fork = Fork(machine, wanted, directory, self._inits, self._packages, ahead=ahead)
+        self._forks[fork.pid] = fork
+        return fork
 
     def _reap(self) -> None:
         while True:
@@ -214,30 +236,26 @@ class Zygote:
             if pid == 0:
                 self._kill_orphans()
                 return
-            worker = self._workers.pop(pid, None)
-            if worker is not None:
+            fork = self._forks.pop(pid, None)
+            if fork is not None:
                 # What the worker left running is this process's child now (subreaper).
                 self._kill_orphans()
-                end, directory, init = worker
-                _send(end.fileno(), {"exit": status})
-                end.close()
-                if self._inits is not None:
-                    self._inits.end(init)
-                remove_tree(directory)
+                if fork is self._spare:
+                    self._spare = None
+                fork.bury(status)
 
     def _kill_orphans(self) -> None:
         for child in _children() if self._inits is None else ():  # each in a namespace that ends with its worker
-            if child not in self._workers:
+            if child not in self._forks:
                 _kill(child)
 
     def end(self, code: int) -> NoReturn:
         """Kill every descendant, remove every directory, and end."""
         signal.set_wakeup_fd(-1)
-        if self._inits is not None:  # first: with it goes all that is in a worker's namespace, whoever's child it is
-            for _, _, init in self._workers.values():
-                self._inits.end(init)
+        for fork in self._forks.values():  # with it goes all that is in its namespace, whoever's child it is
+            fork.end()
         while True:
-            for child in _children() if self._inits is None else list(self._workers):
+            for child in _children() if self._inits is None else ():
                 _kill(child)
             try:
                 os.waitpid(-1, 0)
@@ -246,74 +264,6 @@ class Zygote:
         remove_tree(self._directory)
         sys.stderr.flush()
         os._exit(code)
-
-
-def _become_worker(
-    machine: Machine,
-    zygote: int,
-    packages: List[str],
-    request: Dict[str, Any],
-    directory: str,
-    channel: int,
-    stdout: int,
-    stderr: int,
-) -> NoReturn:
-    """What a fork does; it never returns to the zygote's loop."""
-    code = 1
-    try:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        die_with_parent(zygote)
-        if zygote:  # with namespaces its init has them
-            _adopt_orphans()  # so that what reaches the zygote is a dead worker's for certain
-        os.setsid()
-        os.dup2(stdout, 1)
-        os.dup2(stderr, 2)
-        # A worker is killed when it is no longer needed: what waited in a buffer would be lost.
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-        try:
-            confined = confine(machine, request["sandbox"], directory, request["variables"], [channel], zygote)
-        except (OSError, ValueError) as error:
-            os.write(2, f"{error}\n".encode("utf-8", "backslashreplace"))
-            os._exit(UNCONFINED)
-        from isohub.worker.serve import serve
-
-        serve(socket.socket(fileno=channel), confined, lambda: take_in(packages))
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
-
-
-def _receive(control: socket.socket, flags: int = 0) -> Tuple[Dict[str, Any], List[int]]:
-    numbers = array.array("i")
-    data, ancillary, _, _ = control.recvmsg(
-        _MESSAGE_BYTES, socket.CMSG_SPACE(4 * numbers.itemsize), socket.MSG_CMSG_CLOEXEC | flags
-    )
-    if not data:
-        raise EOFError
-    for _, _, rights in ancillary:
-        numbers.frombytes(rights)
-    return json.loads(data), list(numbers)
-
-
-def _send(end: int, message: Dict[str, Any], descriptors: Sequence[int] = ()) -> None:
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-    status = socket.socket(fileno=os.dup(end))
-    try:
-        status.sendmsg([json.dumps(message).encode()], rights, socket.MSG_DONTWAIT)
-    except OSError:
-        pass  # nobody listens any more
-    finally:
-        status.close()
-
-
-def _pidfd_open(pid: int) -> Optional[int]:
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = int(libc.syscall(ctypes.c_long(_SYS_PIDFD_OPEN), ctypes.c_int(pid), ctypes.c_uint(0)))
-    return descriptor if descriptor >= 0 else None
 
 
 def _children() -> List[int]:

@@ -11,7 +11,7 @@ import pytest
 import isohub
 from isohub.session import spawn
 from tests.attacks import acts
-from tests.conftest import HUBS, require_layers
+from tests.conftest import HUBS, require_layers, spare_of
 from tests.lacking import start_without
 
 
@@ -45,15 +45,21 @@ class Jail:
         return list(self.handle.run(acts.attempts, act, [*arguments]))
 
 
-#: All that there is; Landlock and the filter alone; and those on a kernel with the oldest Landlock.
-KINDS = {"whole": (), "no namespaces": ("namespaces",), "no namespaces, Landlock 1": ("namespaces",)}
+#: All that there is; Landlock and the filter alone; and those on a kernel with the oldest Landlock. Each in a worker
+#: that was forked for its request, or that was forked ahead.
+KINDS = {
+    "whole": (),
+    "whole, a spare": (),
+    "no namespaces, a spare": ("namespaces",),
+    "no namespaces, Landlock 1": ("namespaces",),
+}
 
 
 @pytest.fixture(scope="session", params=KINDS)
 def jail(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jail]:
     """A worker of an untrusted repo, with the default policy."""
     kind = request.param
-    require_layers("landlock", "seccomp", *(["namespaces"] if kind == "whole" else []))
+    require_layers("landlock", "seccomp", *(["namespaces"] if "whole" in kind else []))
     place = tmp_path_factory.mktemp("jail")
     with isohub.Session(place / "home", timeout_s=60) as opened:
         with pytest.MonkeyPatch.context() as patch:
@@ -61,9 +67,14 @@ def jail(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
                 old = 1 if "Landlock 1" in kind else None
                 patch.setattr(spawn, "START", start_without(place, *KINDS[kind], landlock_abi=old))
             handle = opened.load(str(HUBS / "good"), "mlp")  # starts what makes all of this session's workers
+        if "a spare" in kind:
+            spare = spare_of(opened)
+            handle.close()
+            handle = opened.load(str(HUBS / "good"), "mlp")
+            assert handle.stats().pid == spare
         with handle:
             made = Jail(kind, opened, handle, place / "home")
-            assert made.namespaced == (kind == "whole")
+            assert made.namespaced == ("whole" in kind)
             yield made
 
 

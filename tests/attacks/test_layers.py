@@ -128,7 +128,7 @@ def test_c27_a_layer_that_is_there_and_fails_is_an_error(tmp_path, hub, monkeypa
         "runpy.run_path(START)['_package']()\n"
         "from isohub.sandbox import landlock\n"
         "def fail(*args): raise OSError(1, 'landlock_restrict_self: refused')\n"
-        "landlock.restrict = fail\n"
+        "landlock.Ruleset.restrict = fail\n"
         "sys.argv[5:] = ['plain']\n"
         "runpy.run_path(START, run_name='__main__')\n"
     )

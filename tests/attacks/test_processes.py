@@ -20,7 +20,7 @@ import torch
 import isohub
 from tests.attacks import acts
 from tests.attacks.acts import DONE
-from tests.conftest import companions, eventually, gone
+from tests.conftest import companions, eventually, gone, zygote_of
 
 ROOT = Path(__file__).parents[2]
 #: What the control gets where it may do no more than a worker: an ordinary user's words, or an older kernel's.
@@ -171,7 +171,7 @@ def test_c23_nothing_is_left_when_one_of_those_around_is_killed(whole_of_its_own
         handle, left = _hidden(session, hub)
         outer = psutil.Process(session._pool.warm().pid)
         keeper = outer.children()[0]
-        (zygote,) = [one for one in keeper.children() if one.pid not in left]
+        zygote = zygote_of(session)
         (first,) = [one for one in keeper.children() if one.pid in left]
         victims = {"the outer process": outer, "the keeper": keeper, "the zygote": zygote}
         victims["the first of its namespace"] = first

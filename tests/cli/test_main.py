@@ -143,8 +143,8 @@ def test_interrupted(hub: Callable[[str], str]) -> None:
         text=True,
         start_new_session=True,
     )
-    # Those around the zygote, it, the worker's init, and the worker.
-    assert eventually(lambda: len(psutil.Process(process.pid).children(recursive=True)) == 5, 60)
+    # Those around the zygote, it, the worker's init, and the worker; a spare and its init may be there too.
+    assert eventually(lambda: len(psutil.Process(process.pid).children(recursive=True)) >= 5, 60)
     time.sleep(0.3)
     started = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGINT)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from isohub.sandbox import landlock
-from isohub.sandbox.landlock import NEWEST_ABI, Rule, handled_rights, restrict
+from isohub.sandbox.landlock import NEWEST_ABI, Rule, Ruleset, handled_rights
 from tests.conftest import require_layers
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +62,10 @@ class Kernel:
 @pytest.mark.parametrize("version", [*ABIS, 8, 99])
 def test_the_kernel_gets_a_struct_of_its_size(monkeypatch, version, tmp_path):
     kernel = Kernel(monkeypatch)
-    restrict(version, [Rule(str(tmp_path), "read"), Rule("/dev/null", "device")], [80])
+    ruleset = Ruleset(version)
+    ruleset.allow([Rule(str(tmp_path), "read"), Rule("/dev/null", "device")])
+    ruleset.allow_connecting([80])
+    ruleset.restrict()
     _files, net, _, size = ABIS[min(version, NEWEST_ABI)]
     assert kernel.size == size
     assert [name for name, *_ in kernel.calls] == [
@@ -79,7 +82,7 @@ def test_the_kernel_gets_a_struct_of_its_size(monkeypatch, version, tmp_path):
 def test_a_path_that_is_missing_is_an_error(monkeypatch, tmp_path):
     Kernel(monkeypatch)
     with pytest.raises(FileNotFoundError):
-        restrict(7, [Rule(str(tmp_path / "nothing"), "read")])
+        Ruleset(7).allow([Rule(str(tmp_path / "nothing"), "read")])
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +93,16 @@ def abi():
 
 TRIALS = r"""
 import errno, fcntl, json, os, signal, socket, struct, sys
-from isohub.sandbox.landlock import Rule, restrict
+from isohub.sandbox.landlock import Rule, Ruleset
 version, place, port, name, other = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), "\0" + sys.argv[4], int(sys.argv[5])
 rules = [Rule(f"{place}/read", "read"), Rule(f"{place}/write", "write"), Rule(f"{place}/list", "list"),
          Rule(f"{place}/one/file", "read"), Rule("/dev/null", "device"), Rule("/dev/zero", "read")]
 free = "--free" in sys.argv
 if not free:
-    restrict(version, rules, [] if "--ports" not in sys.argv else [port])
+    ruleset = Ruleset(version)
+    ruleset.allow(rules)
+    ruleset.allow_connecting([] if "--ports" not in sys.argv else [port])
+    ruleset.restrict()
 answers = {}
 def trial(label, act):
     try: act()
@@ -223,6 +229,6 @@ def test_ports_are_left_alone_where_that_is_asked(monkeypatch, tmp_path):
         "pack",
         lambda form, *values: attributes.append((form, values)) or struct.Struct(form).pack(*values),
     )
-    restrict(7, [Rule(str(tmp_path), "read")], None)
+    Ruleset(7, tcp=False).allow_connecting([80])
     assert dict(attributes)["QQQ"][1] == 0
     assert kernel.size == 24

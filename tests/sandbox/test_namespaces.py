@@ -28,6 +28,7 @@ rules = [Rule("/usr", "read"), Rule("/bin", "read"), Rule("/lib", "read"), Rule(
          Rule(given + "/read", "read"), Rule(given + "/write", "write"), Rule(given + "/read/below", "read"),
          Rule(given + "/write/below", "read"), Rule(given + "/list", "list"), Rule(given + "/one", "read"), Rule("/proc/self", "read")]
 tree.bind(rules)
+tree.show_processes()
 tree.own(own, 1 << 20)
 tree.hide(given + "/read/.git")
 tree.hide(given + "/read/.git-file")
@@ -192,6 +193,7 @@ def test_switches_of_this_machine_are_named(monkeypatch, tmp_path):
 def test_a_loop_of_symlinks_is_an_error(tmp_path, path):
     tree = object.__new__(namespaces.Tree)
     tree._root, tree._machine, tree._bound = str(tmp_path / "root"), "x86_64", {}
+    tree._made, tree._plain = set(), set()
     os.mkdir(tmp_path / "root")
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(OSError, match="symbolic links"):

@@ -18,7 +18,7 @@ import torch
 
 import isohub
 from isohub import errors
-from tests.conftest import companions, eventually, gone, open_descriptors
+from tests.conftest import companions, eventually, gone, open_descriptors, spare_of
 
 
 def test_a_worker_killed_during_a_call_is_told_at_once_a_hundred_times(session, hub):
@@ -400,6 +400,7 @@ def test_two_hundred_loads_and_closes_leave_nothing(session, hub):
         once()
     gc.collect()
     process = psutil.Process()
+    spare_of(session)
     kept, workers = len(zygote.children(recursive=True)), len(session.workers())
     before = (
         open_descriptors(),

@@ -117,3 +117,19 @@ def test_it_ends_with_its_session_and_when_nobody_has_it(hub):
     idle.close()
     idle.close()
     assert watching() == before
+
+
+@pytest.mark.parametrize("sandbox", [None, "none"])
+def test_short_calls_are_not_looked_at_one_by_one(hub, monkeypatch, sandbox):
+    looks = []
+    look = Watchdog.look
+    monkeypatch.setattr(Watchdog, "look", lambda self: looks.append(None) or look(self))
+    with (
+        isohub.Session(timeout_s=60) as own,
+        own.load(hub("good"), "mlp"),  # is looked at
+        own.load(hub("good"), "mlp", sandbox=sandbox, trust_repo=True) as handle,
+    ):
+        looks.clear()
+        for _ in range(1000):
+            handle.eval()
+        assert len(looks) < 500

@@ -150,6 +150,16 @@ def test_what_is_not_plain_has_no_signature(value):
     assert signed([value]) is None
 
 
+def test_containers_that_share_their_parts_or_hold_themselves_end():
+    wide = ["x"]
+    for _ in range(60):
+        wide = [wide, wide]
+    assert signed(wide) is None
+    round_about = []
+    round_about.append(round_about)
+    assert signed(round_about) is None
+
+
 def test_the_texts_that_are_kept_are_few_and_short():
     templates = Templates()
     for number in range(200):
@@ -159,7 +169,7 @@ def test_the_texts_that_are_kept_are_few_and_short():
     kept = [number for number in range(200) if templates.get(signed(number).signature) is not None]
     assert 0 < len(kept) <= 64
     assert json.loads(templates.get(signed(kept[-1]).signature).body)[0] == kept[-1]
-    long = [["x" * 199] * 60]
+    long = ["x" * 199] * 60
     body, cargo, _ = written(long)
     templates.keep(signed(long), cargo, body, [])
     assert templates.get(signed(long).signature) is None

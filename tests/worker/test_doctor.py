@@ -93,7 +93,7 @@ def test_a_layer_that_is_there_by_its_word_and_holds_nothing_is_seen(examined):
 def test_a_process_that_cannot_be_confined_says_why(examined):
     require_layers("landlock")
     found = examined(
-        before="from isohub.sandbox import landlock\ndef no(*args): raise OSError(1, 'refused')\nlandlock.restrict = no"
+        before="from isohub.sandbox import landlock\ndef no(*args): raise OSError(1, 'refused')\nlandlock.Ruleset.restrict = no"
     )
     assert "refused" in found["fault"]
     assert found["trials"] == {}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import isohub
-from tests.conftest import eventually
+from tests.conftest import eventually, spare_of
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +82,7 @@ def test_a_fork_may_script_trace_and_train(own, hub):
 
 def test_the_zygote_runs_no_repos_code_and_keeps_nothing_of_its_workers(own, hub):
     zygote = psutil.Process(own._pool.warm().pid)
+    spare_of(own)
     descriptors = zygote.num_fds()
     for _ in range(5):
         own.load(hub("changes_directory"), "where")
