@@ -35,6 +35,8 @@ def linears(megabytes):
 '''
 
 _NETWORK = """\
+import time
+
 import torch
 from torch import nn
 
@@ -70,6 +72,7 @@ class Linears(nn.Sequential):
         width = 4096 if megabytes >= 64 else 1024
         layers = max(1, round(megabytes * (1 << 20) / (width * width * 4)))
         super().__init__(*(nn.Linear(width, width, bias=False) for _ in range(layers)))
+        self.register_buffer("built_at", torch.tensor(time.monotonic(), dtype=torch.float64))
 """
 
 

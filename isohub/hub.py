@@ -293,7 +293,7 @@ class Session:
 
                 seed = secrets.randbits(63)  # what is drawn from new entropy could not be drawn again
             recipe = Recipe(model, tuple(args), keywords, seed, checked_device(device), compiled)
-            built = _built(link, recipe)
+            built = _built(link, recipe, backed=returns == "state_dict")
             if restart is not None:
                 again = replace(wanted, force_reload=False)
                 self._make_restartable(link, built, again, timeout_s, trust_repo, policy, on)
@@ -931,15 +931,15 @@ def _import(link: Link, seed: int | None) -> None:
     link.import_s = time.monotonic() - began
 
 
-def _built(link: Link, recipe: Recipe) -> Any:
-    """What the entrypoint gives in this worker, moved and compiled as was asked."""
+def _built(link: Link, recipe: Recipe, backed: bool = False) -> Any:
+    """What the entrypoint gives in this worker, moved and compiled as was asked; `backed` if only its state is."""
     from isohub.session.handles import mark_loaded
     from isohub.session.recipe import remotes_in
 
     _import(link, recipe.seed)
     phase = f"calling the entrypoint {recipe.entrypoint}()"
     arguments = [*recipe.args], dict(recipe.kwargs)
-    built = link.ask("build", recipe.entrypoint, recipe.seed, *arguments, phase=phase)
+    built = link.ask("build", recipe.entrypoint, recipe.seed, backed, *arguments, phase=phase)
     link.recipe = recipe
     mark_loaded(built)
     for path, _, remote in remotes_in(built):
@@ -989,7 +989,7 @@ def _converted(built: Any, returns: Returns, example_inputs: Any) -> Any:
     """What the caller asked for, from what the entrypoint gave."""
     if returns == "handle":
         return built
-    from isohub.session.handles import RemoteModule
+    from isohub.session.handles import RemoteModule, given_state
 
     if not isinstance(built, RemoteModule):
         raise TypeError(
@@ -1000,9 +1000,10 @@ def _converted(built: Any, returns: Returns, example_inputs: Any) -> Any:
 
     remote = remote_of(built)
     # An entrypoint may give an object that the caller has a handle to already: that one stays open.
-    with nullcontext() if remote is not None and remote.received[0] > 1 else built:
+    shared = remote is not None and remote.received[0] > 1
+    with nullcontext() if shared else built:
         if returns == "state_dict":
-            return built.state_dict()
+            return built.state_dict() if shared else given_state(built)
         inputs = example_inputs if isinstance(example_inputs, tuple) or example_inputs is None else (example_inputs,)
         if returns == "torchscript":
             return built.torchscript(inputs)

@@ -294,7 +294,7 @@ class Subject:
         link = self._remote.link
         arguments = [*recipe.args], dict(recipe.kwargs)
         try:
-            again = link.ask("build", recipe.model, recipe.seed, *arguments, phase="building it again")
+            again = link.ask("build", recipe.model, recipe.seed, False, *arguments, phase="building it again")
             took_s = max(0.0, link.worker.used - link.worker.asked)
             for _, _, remote in remotes_in(again):
                 if remote.received[0] == 1:  # else it is what was built before

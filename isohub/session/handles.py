@@ -34,7 +34,7 @@ from isohub.session.versions import check_export
 if TYPE_CHECKING:
     from isohub.sandbox.policy import Confinement
 
-__all__ = ["RemoteModule", "RemoteObject", "make_handle", "mark_loaded"]
+__all__ = ["RemoteModule", "RemoteObject", "given_state", "make_handle", "mark_loaded"]
 
 
 class RemoteModule(Surface):
@@ -213,21 +213,7 @@ class RemoteModule(Surface):
             given = [destination, prefix, keep_vars]
             given[: len(args)] = args
             destination, prefix, keep_vars = given
-        answer = self._isohub.ask(
-            "state_dict", {"prefix": prefix}, phase="reading its state", parcel=True, limit_bytes=_memory_limit()
-        )
-        values, metadata = answer if isinstance(answer, tuple) and len(answer) == 2 else (None, None)
-        if not isinstance(values, dict) or not isinstance(metadata, (dict, type(None))):
-            raise self._isohub.refuse("a state dict", "reading its state")
-        if not all(isinstance(name, str) for name in values):
-            raise self._isohub.refuse("a state dict", "reading its state")
-        state: Any = OrderedDict() if destination is None else destination
-        state.update(values)
-        if metadata is not None and (destination is None or hasattr(state, "_metadata")):
-            if getattr(state, "_metadata", None) is None:
-                state._metadata = OrderedDict()
-            state._metadata.update(metadata)
-        return state
+        return _state(self._isohub, "state_dict", {"prefix": prefix}, destination=destination)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load a state into the remote module; as ``torch.nn.Module.load_state_dict``, with its errors."""
@@ -537,6 +523,28 @@ def mark_loaded(built: Any) -> None:
     elif isinstance(built, dict):
         for item in built.values():
             mark_loaded(item)
+
+
+def given_state(module: RemoteModule) -> Any:
+    """As `RemoteModule.state_dict`, of a module that is not used after this: its worker may give its own memory."""
+    return _state(module._isohub, "give_state")
+
+
+def _state(remote: Remote, op: str, *args: Any, destination: Any = None) -> Any:
+    phase = "reading its state"
+    answer = remote.ask(op, *args, phase=phase, parcel=True, limit_bytes=_memory_limit())
+    values, metadata = answer if isinstance(answer, tuple) and len(answer) == 2 else (None, None)
+    if not isinstance(values, dict) or not isinstance(metadata, (dict, type(None))):
+        raise remote.refuse("a state dict", phase)
+    if not all(isinstance(name, str) for name in values):
+        raise remote.refuse("a state dict", phase)
+    state: Any = OrderedDict() if destination is None else destination
+    state.update(values)
+    if metadata is not None and (destination is None or hasattr(state, "_metadata")):
+        if getattr(state, "_metadata", None) is None:
+            state._metadata = OrderedDict()
+        state._metadata.update(metadata)
+    return state
 
 
 def _is_named_tensor(row: Any) -> bool:

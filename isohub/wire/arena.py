@@ -5,7 +5,7 @@ Two kinds of memory cross:
 - An `Arena` is made, sized and sealed against shrinking and growing by the caller before the worker
   sees it, so a mapped page can never vanish (no SIGBUS). The worker may write to it at any time, so
   what it holds is copied out before anyone relies on it.
-- A *parcel* is made by the worker, filled by ``pwrite`` and never mapped there. The caller seals it
+- A *parcel* is made by the worker and, once it is sent, can be written nowhere. The caller seals it
   against writing; the kernel refuses that (EBUSY) while any writable mapping lives, so the success of
   the seal proves that nothing can change it any more. Then it is mapped private: no copy, and what
   the caller writes stays the caller's own.
@@ -24,12 +24,13 @@ import fcntl
 import mmap
 import os
 import weakref
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Protocol, Sequence, Tuple
 
 from isohub.errors import ProtocolError
 from isohub.wire.copies import Move
 from isohub.wire.device_memory import DeviceArena
 from isohub.wire.devices import copy_down, is_carried, page_lock, slices_of
+from isohub.wire.pages import PRIVATE, SHARED, allocate, map_array, unmap
 
 __all__ = [
     "ALIGNMENT",
@@ -43,6 +44,7 @@ __all__ = [
     "dtype_named",
     "dtype_names",
     "make_parcel",
+    "new_parcel",
     "open_parcel",
     "reusable",
     "storage_of",
@@ -110,33 +112,6 @@ def storage_of(tensor: Any) -> Any:
         return tensor._storage()  # torch 1.13
 
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-_MAP_FAILED = ctypes.c_void_p(-1).value
-
-
-def _map(descriptor: int, size_bytes: int, sharing: int) -> Any:
-    """The whole file, readable and writable, as a ctypes array that is unmapped with its last reference.
-
-    Not Python's mmap: that keeps a descriptor of its own for each mapping, and a harness that keeps a thousand
-    state dicts would run out of them.
-    """
-    address = _mapped(descriptor, size_bytes, sharing)
-    carrier = (ctypes.c_char * size_bytes).from_address(address)
-    weakref.finalize(carrier, _libc.munmap, address, size_bytes).atexit = False
-    return carrier
-
-
-def _mapped(descriptor: int, size_bytes: int, flags: int) -> int:
-    address = _libc.mmap(None, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, descriptor, 0)
-    if address is None or address == _MAP_FAILED:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return int(address)
-
-
 class Arena:
     """A shared mapping that can neither shrink nor grow.
 
@@ -151,7 +126,7 @@ class Arena:
     __slots__ = ("address", "carrier", "descriptor", "size_bytes")
 
     def __init__(self, descriptor: int, size_bytes: int) -> None:
-        self.carrier = _map(descriptor, size_bytes, mmap.MAP_SHARED)
+        self.carrier = map_array(descriptor, size_bytes, SHARED)
         self.descriptor = descriptor
         self.size_bytes = size_bytes
         self.address = ctypes.addressof(self.carrier)
@@ -205,12 +180,23 @@ class Claims(NamedTuple):
     devices: Sequence[Sequence[Any]] = ()
 
 
+class Backing(Protocol):
+    """Shared memory in which some of what is to be sent may lie already. Side: worker."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Where what lies in it ends, a multiple of the page."""
+
+    def place(self, storage: Any, start: int, size_bytes: int) -> Optional[int]:
+        """Where these bytes of a storage of the CPU lie in it, or None: they are to be copied."""
+
+
 class Cargo:
     """The tensors and bytes of one message, laid out for one copy. Side: both, as the sender."""
 
     __slots__ = (
-        "_blobs", "_device_sources", "_direct_sources", "_groups", "_sources", "_tensors", "claims", "device_bytes",
-        "size_bytes",
+        "_blobs", "_copied_from", "_device_sources", "_direct_sources", "_groups", "_sources", "_tensors", "claims",
+        "device_bytes", "size_bytes",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -220,6 +206,7 @@ class Cargo:
         self._sources: List[Tuple[int, int, int]] = []  # address, offset, size
         self._device_sources: List[Tuple[Any, int]] = []  # bytes, offset
         self._direct_sources: List[Tuple[str, Any, int]] = []  # device's name, bytes, offset
+        self._copied_from = 0  # of the shared memory; what is before lies there already
         self.device_bytes: Dict[str, int] = {}  # what could go direct, by the name of a GPU
         self.claims = Claims((), ())
         self.size_bytes = 0
@@ -237,21 +224,29 @@ class Cargo:
         self._blobs.append(blob)
         return len(self._blobs) - 1
 
-    def lay_out(self, room: Optional[Mapping[str, int]] = None) -> None:
+    def lay_out(self, room: Optional[Mapping[str, int]] = None, backing: Optional[Backing] = None) -> None:
         """Fix the tables: after this nothing is added, and `claims`, `size_bytes` and `device_bytes` hold.
 
         Args:
             room: Bytes of the arena on each GPU, by its name. What does not fit goes by host memory.
+            backing: The memory that all this goes in, where some of it may lie in it; else it is empty.
         """
+        groups = [(members, *self._span(members)) for members in self._groups.values()]
+        places: List[Optional[int]] = [None] * len(groups)
+        if backing is not None:
+            for index, (members, start, end) in enumerate(groups):
+                first = self._tensors[members[0]]
+                if end > start and not is_carried(first.device):
+                    places[index] = backing.place(storage_of(first), start, end - start)
+            self._copied_from = backing.size_bytes
         storages: List[List[int]] = []
         rows: List[Any] = [None] * len(self._tensors)
         devices: List[Any] = []
-        offset = 0
+        offset = self._copied_from
         for blob in self._blobs:
             storages.append([offset, len(blob)])
             offset += aligned(len(blob))
-        for members in self._groups.values():
-            start, end = self._span(members)
+        for (members, start, end), place in zip(groups, places):
             first = self._tensors[members[0]]
             address = storage_of(first).data_ptr() + start if end > start else 0
             number, size = len(storages), end - start
@@ -266,6 +261,9 @@ class Cargo:
                     list(tensor.shape),
                     list(tensor.stride()),
                 ]
+            if place is not None:
+                storages.append([place, size])
+                continue
             if is_carried(first.device):
                 name, held = str(first.device), _bytes_of(first, start, end)
                 used, direct = self.device_bytes.get(name, 0), False
@@ -335,11 +333,14 @@ class Cargo:
             arenas[name].wait()
 
     def write_file(self, descriptor: int) -> None:
-        """Copy everything to a file by ``pwrite``, so that it need not be mapped.
+        """Give a file its length, and copy to it what does not lie there, by ``pwrite``, so that it need not be mapped.
+
+        A mapping with huge pages is not faster: what it saves in faults goes into zeroing what is then copied over.
 
         Raises:
             OSError: The memory is exhausted (ENOSPC, EFBIG).
         """
+        os.ftruncate(descriptor, self.size_bytes)
         for blob, (offset, _) in zip(self._blobs, self.claims.storages):
             _write_whole(descriptor, memoryview(blob), offset)
         for source, offset, size in self._sources:
@@ -378,6 +379,15 @@ def _write_whole(descriptor: int, data: memoryview, offset: int) -> None:
         offset += written
 
 
+def new_parcel() -> int:
+    """A memfd of no length yet. Side: worker.
+
+    Raises:
+        OSError: No descriptor is left.
+    """
+    return os.memfd_create("isohub-parcel", _MEMFD_FLAGS)
+
+
 def make_parcel(cargo: Cargo) -> int:
     """A memfd that holds the cargo and is mapped nowhere. Side: worker.
 
@@ -387,9 +397,8 @@ def make_parcel(cargo: Cargo) -> int:
     Raises:
         OSError: The memory is exhausted.
     """
-    descriptor = os.memfd_create("isohub-parcel", _MEMFD_FLAGS)
+    descriptor = new_parcel()
     try:
-        os.ftruncate(descriptor, cargo.size_bytes)
         cargo.write_file(descriptor)
     except BaseException:
         os.close(descriptor)
@@ -431,7 +440,7 @@ def open_parcel(descriptor: int, limit_bytes: int) -> Optional[Any]:
     if size_bytes == 0:
         return None
     try:
-        return _map(descriptor, size_bytes, mmap.MAP_PRIVATE)
+        return map_array(descriptor, size_bytes, PRIVATE)
     except OSError as error:  # a descriptor that is not open for reading, or no address space
         raise ProtocolError(f"a parcel of {size_bytes} bytes that cannot be mapped: {error.strerror}") from error
 
@@ -456,7 +465,7 @@ class Reusable:
         except IndexError:  # another thread took it
             address = None
         if address is None:
-            address = _mapped(-1, size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            address = allocate(size_bytes)
         else:
             self._free_bytes -= size_bytes
         carrier = (ctypes.c_char * size_bytes).from_address(address)
@@ -467,7 +476,7 @@ class Reusable:
         # Runs at any moment, in any thread: list and dict operations that are atomic, and no lock. Two threads
         # at once may keep a little more or less than the limit.
         if self._free_bytes + size_bytes > _LARGEST_REUSED_BYTES:
-            _libc.munmap(address, size_bytes)
+            unmap(address, size_bytes)
             return
         self._free_bytes += size_bytes
         self._free.setdefault(size_bytes, []).append(address)

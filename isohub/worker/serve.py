@@ -31,6 +31,7 @@ from isohub.wire.protocol import MAX_FRAME_BYTES, MAX_PARTS, MAX_REFERENCES, clo
 from isohub.wire.tables import Copying, Viewing
 from isohub.wire.templates import Signed, Template, Templates, signed
 from isohub.worker import storages
+from isohub.worker.backing import Backing
 from isohub.worker.bytecode import compile_tree
 from isohub.worker.caller import Caller, dump
 from isohub.worker.compiling import compile_module
@@ -135,6 +136,7 @@ class Server(Operations, Measurements):
         self._hubconf = Hubconf()
         self._tapes = Tapes()
         self._gpus = SharedGpus()
+        self._backing: Optional[Backing] = None  # of the last build
         self._objects: Dict[int, Tuple[Any, int]] = {}  # number: object, how often it was sent
         self._numbers: Dict[int, int] = {}  # id: number
         self._next = 1
@@ -240,7 +242,12 @@ class Server(Operations, Measurements):
             finally:
                 self._interruptible = False
         del args
-        return self._encode(value, number, question)
+        if question["op"] != "give_state":
+            return self._encode(value, number, question)
+        built_in, self._backing = self._backing, None
+        backing = Backing.to_give(built_in, question["limit"])
+        with contextlib.nullcontext() if backing is None else backing.giving():
+            return self._encode(value, number, question, backing)
 
     def _arguments(self, question: Dict[str, Any]) -> List[Any]:
         storages: List[Any] = []
@@ -273,7 +280,7 @@ class Server(Operations, Measurements):
         return self._objects[reference[0]][0]
 
     def _encode(
-        self, value: Any, number: int, question: Dict[str, Any]
+        self, value: Any, number: int, question: Dict[str, Any], backing: Optional[Backing] = None
     ) -> Tuple[Union[Dict[str, Any], Template], Optional[int]]:
         limit, parcel, record = question["limit"], question["parcel"], question.get("record")
         outbox = None if parcel else self._outbox
@@ -302,7 +309,7 @@ class Server(Operations, Measurements):
             encoder = Encoder(cargo, self._refer, lacking=self._lacking)
             self._referred = 0
             tree = self._refer(value)
-        cargo.lay_out(self._gpus.room if question.get("devices") else None)
+        cargo.lay_out(self._gpus.room if question.get("devices") else None, backing)
         size = cargo.size_bytes
         total = size + cargo.direct_bytes
         if total > limit:
@@ -323,7 +330,7 @@ class Server(Operations, Measurements):
             reply["via"] = "outbox"
         elif size:
             reply["via"] = "parcel"
-            return reply, make_parcel(cargo)
+            return reply, make_parcel(cargo) if backing is None else backing.finish(cargo)
         if values is not None:
             body = dump({**reply, "kept": False})
             self._templates.keep(values, cargo, body, [row for row, _ in encoder.differentiable])
@@ -384,11 +391,23 @@ class Server(Operations, Measurements):
     def do_help(self, name: str) -> Optional[str]:
         return self._hubconf.help(name)
 
-    def do_build(self, name: str, seed: Optional[int], args: List[Any], kwargs: Dict[str, Any]) -> Any:
+    def do_build(self, name: str, seed: Optional[int], backed: bool, args: List[Any], kwargs: Dict[str, Any]) -> Any:
+        """What an entrypoint gives; `backed` where nothing but its state is wanted then (`do_give_state`)."""
         entrypoint = self._hubconf.entrypoint(name)
+        if self._backing is not None:
+            self._backing.abandon()
+        self._backing = Backing.begin() if backed else None
         if seed is not None:
             seed_everything(seed)
-        return entrypoint(*args, **kwargs)
+        try:
+            return entrypoint(*args, **kwargs)
+        except BaseException:
+            if self._backing is not None:
+                self._backing.abandon()
+            raise
+        finally:
+            if self._backing is not None:
+                self._backing.end()
 
     def do_call(self, target: Any, name: str, args: Sequence[Any], kwargs: Dict[str, Any]) -> Any:
         return (getattr(target, name) if name else target)(*args, **kwargs)
@@ -414,6 +433,10 @@ class Server(Operations, Measurements):
         _expect_module(target, "state_dict")
         state = target.state_dict(**kwargs)
         return dict(state), getattr(state, "_metadata", None)
+
+    def do_give_state(self, target: Any) -> Tuple[Any, Any]:
+        """The state of a module that is not used after this. Its memory is what is sent, as far as that can be."""
+        return self.do_state_dict(target, {})
 
     def do_named(self, target: Any, what: str, recurse: bool, distinct: bool) -> List[Tuple[str, Any, bool]]:
         """Parameters or buffers: name, values, requires_grad."""
