@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from benchmarks.peers import Absent, load_here
 
@@ -30,6 +34,7 @@ class Actors:
             import ray
         except ImportError as error:
             raise Absent(f"not installed: {error}") from error
+        before = {process.pid for process in psutil.Process().children(recursive=True)}
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of what a later version does
         self._ray = ray
         try:
@@ -44,9 +49,26 @@ class Actors:
             )
         except Exception as error:
             raise Absent(f"no local cluster could be started: {type(error).__name__}: {error}") from error
+        self._known = {process.pid for process in psutil.Process().children(recursive=True)} - before
+
+    def rest(self) -> None:
+        """Stop the cluster's processes (SIGSTOP): they are never quite idle, and would be in the way of others."""
+        self._signal(signal.SIGSTOP)
+
+    def begin(self) -> None:
+        """Let them go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if process.pid in self._known or process.ppid() in self._known:
+                    self._known.add(process.pid)
+                    process.send_signal(number)
 
     def close(self) -> None:
         """End the cluster and all of its processes."""
+        self.begin()
         self._ray.shutdown()
 
 

@@ -100,13 +100,14 @@ def _ways(bench: Bench, stack: ExitStack, here: Any) -> list[_Way]:
     isolate = bench.peer(stack, "pyisolate", lambda: Isolate(bench.directory_for("isolate"), bench.hub))
     if isolate is not None:
         ways.append(_Way("pyisolate, torch shared", isolate.call, PYISOLATE, moves=True, rest=isolate.rest))
-    # Last: a cluster's processes are never quite idle.
+    # Last: a cluster's processes are never quite idle, and stop between its turns.
     actors = bench.peer(stack, "Ray", lambda: Actors(bench.directory_for("ray")))
     if actors is not None:
         actor = stack.enter_context(closing(Actor(actors, bench.hub)))
         actor.load("twice")
-        ways.append(_Way(RAY_ARRAYS, actor.call_array, RAY, arrays=True))
-        ways.append(_Way(RAY_TENSORS, actor.call, RAY))
+        ways.append(_Way(RAY_ARRAYS, actor.call_array, RAY, arrays=True, begin=actors.begin, rest=actors.rest))
+        ways.append(_Way(RAY_TENSORS, actor.call, RAY, begin=actors.begin, rest=actors.rest))
+        stack.callback(actors.begin)
     return ways
 
 
@@ -163,6 +164,8 @@ def _check(ways: list[_Way], here: Any, x: Any) -> None:
 
     expected = here(x)
     for way in ways:
+        if way.begin is not None:
+            way.begin()
         answer = way.call(x.numpy().copy() if way.arrays else x.clone())
         if not torch.equal(torch.tensor(answer) if way.arrays else answer, expected):
             raise RuntimeError(f"{way.name} gave another answer to x * 2")

@@ -53,10 +53,11 @@ __all__ = [
 #: torch allocates CPU memory at 64 bytes (c10/core/alignment.h, gAlignment); one cache line.
 ALIGNMENT = 64
 
-#: Below this, malloc's own reuse is as good; above, its mappings come fresh from the kernel each time.
-SMALLEST_REUSED_BYTES = 1 << 20
+#: Below this, malloc's own reuse is as good; above, its mappings come fresh from the kernel each time (mallopt(3),
+#: M_MMAP_THRESHOLD).
+SMALLEST_REUSED_BYTES = 128 << 10
 # Sizes are rounded up to this, so that answers of nearly one size share their memory.
-_REUSED_STEP_BYTES = 1 << 20
+_REUSED_STEP_BYTES = 128 << 10
 #: What is kept for reuse, in one process.
 _LARGEST_REUSED_BYTES = 128 << 20
 
