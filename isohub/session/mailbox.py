@@ -228,7 +228,7 @@ class Mailbox:
         if place is not None and arena is not None:
             arena.lock_pages()
         storages, tensors = reply.tables.build(size, source, place)
-        if reply.value == _FIRST_TENSOR and len(tensors) == 1:
+        if reply.value == _FIRST_TENSOR and type(reply.value[1]) is int and len(tensors) == 1:
             value = tensors[0]  # as the decoder would have it
         else:
             value = Decoder(storages, tensors, remote).decode(reply.value)
