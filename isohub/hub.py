@@ -726,16 +726,19 @@ class Session:
                 if worker.equip(broker):
                     undo.pop_all()  # the worker's, until it ends
                 link = Link(worker, pool, checkout, gate, make_handle, timeout_s, self._max_reply_bytes, wanted.verbose)
-                bytecode = _open(link, outline, prepared, bound=self._bound(policy))
+                locked = self._lockfile is not None
+                bytecode = _open(link, outline, prepared, bound=self._bound(policy), locked=locked)
                 yield link, outline
                 if bytecode is None:
                     self._precompile(pool, link)
 
     def _precompile(self, pool: Pool, link: Link) -> None:
         """Have the next worker of this checkout find its modules compiled; once for each."""
-        from isohub.session.precompiling import WORTH_S, precompile
+        from isohub.session.precompiling import WORTH_S, may_have, precompile
 
-        if link.import_s < WORTH_S or link.checkout.root is None or link.worker.placement.policy == NONE:
+        if link.import_s < WORTH_S or link.checkout.root is None:
+            return
+        if not may_have(link.worker, locked=self._lockfile is not None):
             return
         key = str(link.checkout.path), link.worker.versions.python
         if key not in self._precompiled:
@@ -853,7 +856,7 @@ def _reference(repo: RepoOrDir) -> Reference:
     return replace(repo.reference, ref=repo.commit) if isinstance(repo, Checkout) else parse(repo)
 
 
-def _open(link: Link, outline: Outline, prepared: Prepared, *, bound: bool) -> bytes | None:
+def _open(link: Link, outline: Outline, prepared: Prepared, *, bound: bool, locked: bool) -> bytes | None:
     """Everything that can be known before the repo's code runs.
 
     Args:
@@ -861,19 +864,20 @@ def _open(link: Link, outline: Outline, prepared: Prepared, *, bound: bool) -> b
         outline: Of the checkout's hubconf.
         prepared: What it runs on.
         bound: Whether the worker may download by its caller alone.
+        locked: Whether a lockfile binds it.
 
     Returns:
         The bytecode of its modules that the worker was given.
     """
     from isohub.environments.dependencies import missing_error, parse_dependencies, unmet
-    from isohub.session.precompiling import bytecode_of
+    from isohub.session.precompiling import bytecode_of, may_have
 
     checkout = link.checkout
     if checkout.submodules or checkout.lfs_pointers:
         _log.warning("%s", _lacking(checkout))
     dependencies = parse_dependencies(outline.dependencies, prepared.markers)
     names = [dependency.import_name for dependency in dependencies if dependency.import_name is not None]
-    bytecode = bytecode_of(checkout, link.worker)
+    bytecode = bytecode_of(checkout, link.worker) if may_have(link.worker, locked=locked) else None
     not_found: Any = link.ask("open", str(checkout.path), names, bound, bytecode, phase="looking for its dependencies")
     lacking = unmet(dependencies, not_found, prepared.version)
     if lacking:

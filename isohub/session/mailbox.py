@@ -82,13 +82,9 @@ class Mailbox:
             WorkerError: There is no memory for the arguments.
             ValueNotTransferableError: They take too much text.
         """
-        values = None
-        if not question.modes:
-            values = signed(question.args)
+        recorded = question.recording is not None
+        values = None if question.modes else _signed(question)
         if values is not None:
-            asked = (question.op, question.target, question.limit_bytes, question.parcel, question.grad)
-            recorded = question.recording is not None
-            values = Signed((*asked, question.inference, recorded, values.signature), values.tensors)
             template = self._templates.get(values.signature)
             if template is not None and not (recorded and template.differentiable) and self._reaches(template):
                 self.traffic.withdraw()
@@ -157,7 +153,8 @@ class Mailbox:
                 phase=question.phase,
             )
         if values is not None and not unknown and not devices:
-            self._templates.keep(values, cargo, body, [row for row, _ in encoder.differentiable])
+            rows_of_gradients = [row for row, _ in encoder.differentiable]
+            self._templates.keep(values.signature, _signed(question), cargo, body, rows_of_gradients)
         return body, [*(arena.descriptor for arena in unknown.values()), *self.traffic.descriptors]
 
     def _reaches(self, template: Template) -> bool:
@@ -268,6 +265,15 @@ class Mailbox:
                 arena.close()
         self._inbox = self._outbox = None
         self.traffic.close()
+
+
+def _signed(question: Question) -> Signed | None:
+    """The signature of a question without modes."""
+    values = signed(question.args)
+    if values is None:
+        return None
+    asked = (question.op, question.target, question.limit_bytes, question.parcel, question.grad, question.inference)
+    return Signed((*asked, question.recording is not None, values.signature), values.tensors)
 
 
 def _references(claimed_value: Any) -> Iterator[int]:

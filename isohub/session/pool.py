@@ -218,6 +218,12 @@ class Pool:
         others = [entry for key, entry in self._entries.items() if key != beside]
         return self._ending + sum(entry.worker is None or entry.worker.look() for entry in others)
 
+    def has_room(self) -> bool:
+        """Whether one more worker could live beside those that there are."""
+        with self._lock:
+            others = [entry for entry in self._entries.values() if entry.worker is None or entry.worker.look()]
+            return not self._closed and self._ending + len(others) < self._max_workers
+
     def _names(self) -> list[str]:
         return [key.name for key, entry in self._entries.items() if entry.worker is None or entry.worker.alive]
 

@@ -3,7 +3,11 @@
 Rules:
 
 1. Once for each checkout in a session, and only where none is there: a thread of its own, in which nothing is raised.
-2. It is asked of a worker of its own with the default policy, never of one that has run the repo's code.
+2. It is asked of a worker of its own with the default policy, never of one that has run the repo's code; with no more
+   memory and processor time than the session's own workers may have, and only where there is room for one more.
+3. It is for the host's own packages alone: those of an environment may be anybody's, and would run where it is made.
+4. Where a lockfile binds, or nothing confines the worker, nobody is given any: neither a commit's hash nor a lockfile
+   vouches for it.
 
 Side: caller. Trust: what comes is bytes, which are stored and given to workers of the same checkout.
 """
@@ -15,26 +19,37 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from isohub.environments.runtime import HOST
 from isohub.errors import IsohubError, ProtocolError
 from isohub.repos.bytecode import Shelf
 from isohub.sandbox.policy import DEFAULT_REQUIRED, Sandbox
 from isohub.session.question import Faulted, Question
-from isohub.session.request import Placement
+from isohub.session.request import Placement, memory_limit_bytes
 
 if TYPE_CHECKING:
     from isohub.repos.pins import Checkout
     from isohub.session.pool import Pool
     from isohub.session.supervisor import Worker
 
-__all__ = ["WORTH_S", "bytecode_of", "precompile"]
+__all__ = ["WORTH_S", "bytecode_of", "may_have", "precompile"]
 
 _log = logging.getLogger("isohub.session")
 
 #: An import that took longer has modules that are worth it: starting a worker for them takes about as long.
 WORTH_S = 0.05
 _TIMEOUT_S = 120.0
-_POLICY = Sandbox(memory=4 << 30, cpu_time_s=_TIMEOUT_S)
+_MOST_MEMORY_BYTES = 4 << 30
 _MOST_BYTES = 128 << 20
+
+
+def may_have(worker: Worker, *, locked: bool) -> bool:
+    """Whether bytecode is made and used for this worker.
+
+    Args:
+        worker: It.
+        locked: Whether a lockfile binds its session.
+    """
+    return not locked and worker.runtime == HOST and isinstance(worker.placement.policy, Sandbox)
 
 
 def bytecode_of(checkout: Checkout, worker: Worker) -> bytes | None:
@@ -52,7 +67,7 @@ def precompile(pool: Pool, checkout: Checkout, beside: Worker) -> threading.Thre
     Args:
         pool: The session's.
         checkout: A stored one.
-        beside: A worker of it, whose environment counts.
+        beside: A worker of it that may have it, whose policy counts.
     """
     thread = threading.Thread(target=_make, args=(pool, checkout, beside), name="isohub-precompile", daemon=True)
     thread.start()
@@ -62,7 +77,9 @@ def precompile(pool: Pool, checkout: Checkout, beside: Worker) -> threading.Thre
 def _make(pool: Pool, checkout: Checkout, beside: Worker) -> None:
     try:
         with Shelf(checkout, beside.versions.python) as shelf:
-            placement = Placement(_POLICY, beside.placement.checkout)
+            if not pool.has_room():
+                return
+            placement = Placement(_policy(beside.placement.policy), beside.placement.checkout)
             zygote = pool.warm(beside.runtime)
             worker = zygote.spawn(beside.name, checkout.commit, _TIMEOUT_S, placement, beside.watchdog)
             with contextlib.closing(worker):
@@ -70,6 +87,13 @@ def _make(pool: Pool, checkout: Checkout, beside: Worker) -> None:
                     shelf.write(_asked(worker, checkout))
     except (IsohubError, Faulted, OSError) as error:
         _log.debug("no bytecode was made of %s: %s", beside.name, error)
+
+
+def _policy(beside: Sandbox | str) -> Sandbox:
+    """The default, with no more than a worker beside may have."""
+    assert isinstance(beside, Sandbox)
+    seconds = _TIMEOUT_S if beside.cpu_time_s is None else min(_TIMEOUT_S, beside.cpu_time_s)
+    return Sandbox(memory=min(_MOST_MEMORY_BYTES, memory_limit_bytes(beside)), cpu_time_s=seconds)
 
 
 def _asked(worker: Worker, checkout: Checkout) -> bytes:

@@ -288,7 +288,7 @@ class Worker:
             RemoteError: The repo's code raised.
             SessionClosedError: The worker was closed before.
         """
-        if self._owner == threading.get_ident():
+        if self._owner == threading.get_ident() and self._lock.locked():
             raise WorkerError(
                 f"the worker of {self.name} was asked something within its own question ({self._phase})",
                 hint="a signal handler, a finalizer or an argument's __reduce__ cannot use the handle that is in use",
@@ -296,10 +296,11 @@ class Worker:
                 commit=self.commit,
                 phase=question.phase,
             )
-        deadline = None if question.timeout_s is None else time.monotonic() + question.timeout_s
-        if not self._lock.acquire(
-            timeout=-1 if question.timeout_s is None else min(question.timeout_s, _LONGEST_WAIT_S)
-        ):
+        if question.timeout_s is None:
+            with self._lock:  # an interruption finds it either free or taken for this block
+                return self._ask(question, None, other, remote)
+        deadline = time.monotonic() + question.timeout_s
+        if not self._lock.acquire(timeout=min(question.timeout_s, _LONGEST_WAIT_S)):
             raise WorkerTimeoutError(
                 f"the worker of {self.name} was busy {self._phase} for another thread, "
                 f"for all of {question.timeout_s:g} s",
@@ -309,6 +310,19 @@ class Worker:
                 phase=question.phase,
                 timeout_s=question.timeout_s,
             )
+        try:
+            return self._ask(question, deadline, other, remote)
+        finally:
+            self._lock.release()
+
+    def _ask(
+        self,
+        question: Question,
+        deadline: float | None,
+        other: Callable[[Cargo, Any], Any],
+        remote: Callable[[list[Any]], Any],
+    ) -> Any:
+        """`ask`, when it is this thread's turn."""
         try:
             self._owner, self._phase = threading.get_ident(), question.phase
             self.calls += 1
@@ -362,7 +376,6 @@ class Worker:
             self.used = time.monotonic()
             if self.row is not None:
                 self.row.write(self.calls, None)
-            self._lock.release()
 
     def _settle(self) -> None:
         """Throw away the answer to a question that its asker did not wait for."""

@@ -235,6 +235,10 @@ class Watchdog:
         looked = self._looked.get(worker, 0.0)
         return worker.busy or worker.used >= looked or now - looked >= _IDLE_S
 
+    def _any_busy(self) -> bool:
+        with self._lock:
+            return any(worker.busy for worker in self._workers)
+
     def _memory_excess(self, worker: Worker, usage: Usage) -> Excess | None:
         policy = worker.placement.policy
         assert not isinstance(policy, str)
@@ -253,8 +257,14 @@ class Watchdog:
         return Excess("memory", memory, used, f"used {_size(used)} of memory, and {_size(memory)} are allowed")
 
     def pause(self, busy: bool) -> bool:
-        """Wait for the next look; False at the end."""
+        """Wait for the next look; False at the end.
+
+        Args:
+            busy: Whether a worker was, when it was looked at.
+        """
         self._asleep = not busy
+        if not busy and self._any_busy():  # asked since then, with nobody asleep to be nudged
+            self._asleep, busy = False, True
         nudged = self._wake.wait(_BUSY_S if busy else _IDLE_S)
         self._wake.clear()
         self._asleep = False

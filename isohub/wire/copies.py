@@ -89,7 +89,10 @@ class _Threads:
         with self._lock:
             wanted = min(len(os.sched_getaffinity(0)), _MOST_PARTS) - 1
             while self.count < wanted:
-                threading.Thread(target=_work, args=(self.jobs,), name="isohub-copy", daemon=True).start()
+                try:
+                    threading.Thread(target=_work, args=(self.jobs,), name="isohub-copy", daemon=True).start()
+                except RuntimeError:  # no more threads: with as many as there are
+                    return
                 self.count += 1
 
 

@@ -75,15 +75,20 @@ class Templates:
         """What is known of a message of that signature."""
         return self._known.get(signature)
 
-    def keep(self, values: Signed, cargo: Cargo, body: bytes, differentiable: Sequence[int]) -> None:
+    def keep(
+        self, signature: Any, values: Optional[Signed], cargo: Cargo, body: bytes, differentiable: Sequence[int]
+    ) -> None:
         """Note how a message was written, if it can be filled.
 
         Args:
-            values: What it holds.
+            signature: Of the message.
+            values: What it holds, signed after it was written: another thread may have changed them meanwhile.
             cargo: Its tensors, laid out.
             body: Its text.
             differentiable: Numbers of the tensors that require a gradient.
         """
+        if values is None or values.signature != signature:
+            return
         claims = cargo.claims
         sizes = [tensor.numel() * tensor.element_size() for tensor in values.tensors]
         # Rows and storages in the order of the signature, each with its bytes and no more: nothing was added or moved.
@@ -95,7 +100,7 @@ class Templates:
         if len(self._known) >= _MOST:
             self._known.clear()
         places = [(offset, size) for offset, size in claims.storages]
-        self._known[values.signature] = Template(body, places, cargo.size_bytes, differentiable)
+        self._known[signature] = Template(body, places, cargo.size_bytes, differentiable)
 
 
 def signed(values: Any) -> Optional[Signed]:
@@ -189,4 +194,5 @@ class _Signing:
         ):
             raise _Unsigned
         self.tensors.append(tensor)
-        return dtype, tensor.shape, tensor.requires_grad
+        # Of a dimension of 1 any stride is contiguous, and kernels look at it (channels_last).
+        return dtype, tensor.shape, tensor.stride(), tensor.requires_grad

@@ -39,6 +39,8 @@ __all__ = ["compile_tree", "install"]
 # What a large repo has of modules; beyond, the rest is compiled where it is imported.
 _MOST_FILES = 8192
 _MOST_SOURCE_BYTES = 64 << 20
+# A compiler takes some hundred times as much memory as its text has.
+_LARGEST_SOURCE_BYTES = 1 << 20
 _SUFFIX = ".py"
 
 
@@ -57,6 +59,8 @@ def compile_tree(root: str) -> bytes:
             if not name.endswith(_SUFFIX) or os.path.islink(path):
                 continue
             status = os.stat(path)
+            if status.st_size > _LARGEST_SOURCE_BYTES:
+                continue
             left -= status.st_size
             if left < 0 or len(entries) >= _MOST_FILES:
                 return _bundle(root, entries)

@@ -284,9 +284,9 @@ class Server(Operations, Measurements):
     ) -> Tuple[Union[Dict[str, Any], Template], Optional[int]]:
         limit, parcel, record = question["limit"], question["parcel"], question.get("record")
         outbox = None if parcel else self._outbox
-        values = None if outbox is None or "devices" in question else signed(value)
+        recorded = record is not None
+        values = None if outbox is None or "devices" in question else _signed(value, recorded)
         if values is not None and outbox is not None:
-            values = Signed((record is not None, values.signature), values.tensors)
             template = self._templates.get(values.signature)
             if template is not None and template.size_bytes <= min(limit, outbox.size_bytes):
                 template.fill(outbox.address, values.tensors, move_by_torch)
@@ -333,7 +333,8 @@ class Server(Operations, Measurements):
             return reply, make_parcel(cargo) if backing is None else backing.finish(cargo)
         if values is not None:
             body = dump({**reply, "kept": False})
-            self._templates.keep(values, cargo, body, [row for row, _ in encoder.differentiable])
+            rows_of_gradients = [row for row, _ in encoder.differentiable]
+            self._templates.keep(values.signature, _signed(value, recorded), cargo, body, rows_of_gradients)
         return reply, None
 
     def _refer(self, value: Any) -> List[Any]:
@@ -508,6 +509,12 @@ def _text(make: Callable[[], str], instead: str) -> str:
     except BaseException:
         text = instead
     return text.encode("utf-8", "backslashreplace").decode()[:_MAX_TEXT_CHARS]
+
+
+def _signed(value: Any, recorded: bool) -> Optional[Signed]:
+    """The signature of an answer."""
+    values = signed(value)
+    return None if values is None else Signed((recorded, values.signature), values.tensors)
 
 
 def _describe(error: BaseException) -> Dict[str, Any]:

@@ -194,8 +194,10 @@ class Zygote:
                 self._spare = None
                 if spare.give(request, channel, status, stdout, stderr):
                     return
+                spare.end()  # it takes nothing any more, whatever it still is
             fork = self._fork(machine, request["sandbox"], ahead=False)
             if not fork.give(request, channel, status, stdout, stderr):
+                fork.end()
                 raise OSError("it ended before it was asked")
         except OSError as error:
             with socket.socket(fileno=status) as end:

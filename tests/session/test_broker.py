@@ -574,7 +574,7 @@ def test_a_thousand_downloads_leave_nothing(session, hub, server, cache):
 
 def bring(broker, url, hash_prefix=None):
     """What a worker's wish brings: the bytes, or the error."""
-    errand = broker.send(Want(1, 1, "file", url, hash_prefix, False), verbose=False)
+    errand = broker.send(Want(1, "file", url, hash_prefix, False), verbose=False)
     assert select.select([errand], [], [], 30)[0]
     given = errand.take()
     if given.error is not None:

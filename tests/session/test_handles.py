@@ -626,3 +626,14 @@ class _nothing:
 
     def __exit__(self, *exc):
         return None
+
+
+def test_the_layout_of_a_dimension_of_one_crosses(session, hub):
+    """Any stride of it is contiguous; kernels look at it."""
+    plain = torch.ones(2, 1, 3, 3)
+    last = plain.clone(memory_format=torch.channels_last)
+    with session.load(hub("good"), "plus", 2.0) as handle:
+        for _ in range(3):
+            for x in (plain, last):
+                assert handle(x).stride() == (x + 2.0).stride()
+                assert handle.run(lambda _, y: y.stride(), x) == tuple(x.stride())

@@ -109,7 +109,8 @@ def test_what_is_built_lies_in_what_is_sent(session, hub):
     largest = {}
     for how, count in itertools.product(("empty", "rand", "checkpoint"), (8, 200)):
         state = session.load(hub("state_dicts"), "megabytes", count, how, returns="state_dict")
-        assert int(state["shared"]) >= (count * MIB if how == "empty" else 0)
+        # What malloc has left of a huge page is given out first.
+        assert int(state["shared"]) >= ((count - 2) * MIB if how == "empty" else 0)
         largest[how, count] = int(state["largest"])
     for how in ("empty", "rand"):
         assert largest[how, 200] - largest[how, 8] < 1.2 * 192 * MIB

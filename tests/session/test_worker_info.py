@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import isohub
-from isohub.session import worker_info
 from isohub.session.worker_info import all_workers
 from tests.conftest import eventually
 
@@ -84,7 +83,7 @@ def test_what_the_kernel_does_not_tell_is_none(own, hub, monkeypatch):
         raise psutil.AccessDenied(self.pid)
 
     handle = own.load(hub("good"), "mlp")
-    monkeypatch.setattr(worker_info.psutil.Process, "memory_full_info", refuses)
+    monkeypatch.setattr(psutil.Process, "memory_full_info", refuses)
     (worker,) = own.workers()
     assert worker.rss_bytes > 0
     assert (worker.pss_bytes, worker.uss_bytes) == (None, None)

@@ -61,6 +61,22 @@ def test_an_interruption_waits_for_what_is_still_written():
     assert interrupted
 
 
+_NO_THREADS = """
+import threading, torch
+from isohub.wire.copies import move
+def refused(self): raise RuntimeError("can't start new thread")
+threading.Thread.start = refused
+source = torch.arange(4 << 20)
+target = torch.zeros_like(source)
+move(target.data_ptr(), source.data_ptr(), source.nbytes)
+assert torch.equal(target, source)
+"""
+
+
+def test_without_another_thread_one_copies():
+    assert subprocess.run([sys.executable, "-c", _NO_THREADS], timeout=60, check=False).returncode == 0
+
+
 _FORK = """
 import os, sys, torch
 from isohub.wire.copies import move

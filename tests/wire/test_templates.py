@@ -84,7 +84,7 @@ def test_what_has_one_signature_has_one_text_and_is_filled_as_it_is_written(firs
             assert list(template.differentiable) == differentiable
             filled = memory(partial(fill, template, known.tensors), cargo.size_bytes)
             assert filled == memory(cargo.write_to, cargo.size_bytes)
-        templates.keep(known, cargo, body, differentiable)
+        templates.keep(known.signature, signed(value), cargo, body, differentiable)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,7 @@ def test_what_has_one_signature_has_one_text_and_is_filled_as_it_is_written(firs
         ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
         (torch.ones(2), torch.ones(2, requires_grad=True)),
         (torch.ones(2), torch.ones(1, 2)),
+        (torch.ones(2, 1, 3, 3), torch.ones(2, 1, 3, 3).to(memory_format=torch.channels_last)),
         (torch.ones(2), torch.ones(2, dtype=torch.int32)),
         (torch.ones(2), (torch.ones(2),)),
         ("torch.float32", torch.float32),
@@ -150,6 +151,15 @@ def test_what_is_not_plain_has_no_signature(value):
     assert signed([value]) is None
 
 
+def test_what_was_changed_while_it_was_written_is_not_kept():
+    templates, value = Templates(), {"scale": 1}
+    before = signed(value)
+    value["scale"] = 2  # by another thread
+    body, cargo, _ = written(value)
+    templates.keep(before.signature, signed(value), cargo, body, [])
+    assert templates.get(before.signature) is None
+
+
 def test_containers_that_share_their_parts_or_hold_themselves_end():
     wide = ["x"]
     for _ in range(60):
@@ -165,11 +175,11 @@ def test_the_texts_that_are_kept_are_few_and_short():
     for number in range(200):
         known = signed(number)
         body, cargo, _ = written(number)
-        templates.keep(known, cargo, body, [])
+        templates.keep(known.signature, known, cargo, body, [])
     kept = [number for number in range(200) if templates.get(signed(number).signature) is not None]
     assert 0 < len(kept) <= 64
     assert json.loads(templates.get(signed(kept[-1]).signature).body)[0] == kept[-1]
     long = ["x" * 199] * 60
     body, cargo, _ = written(long)
-    templates.keep(signed(long), cargo, body, [])
+    templates.keep(signed(long).signature, signed(long), cargo, body, [])
     assert templates.get(signed(long).signature) is None

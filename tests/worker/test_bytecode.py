@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -107,6 +109,63 @@ def test_a_directory_of_the_users_gets_none(own, clone, tmp_path):
     assert not [path for path in tmp_path.rglob("*") if "bytecode" in path.name]
     _ready(own, clone, tmp_path)  # the control
     assert not [path for path in clone.rglob("*") if "bytecode" in path.name]
+
+
+def _loader(session, clone, **options):
+    return session.load(f"{clone}:main", "values", **options)[4]
+
+
+def test_nobody_is_given_any_where_a_lockfile_binds_or_nothing_confines(own, clone, tmp_path):
+    """Neither the lockfile nor the commit's hash vouches for it."""
+    _ready(own, clone, tmp_path)
+    assert _loader(own, clone) == "Loader"  # the control
+    assert _loader(own, clone, sandbox="none", trust_repo=True) == "SourceFileLoader"
+    for frozen in (False, True):
+        lock = tmp_path / "isohub.lock"
+        with isohub.Session(tmp_path / "home", timeout_s=60, lockfile=lock, frozen=frozen) as locked:
+            assert _loader(locked, clone) == "SourceFileLoader"
+
+
+def test_none_is_made_where_a_lockfile_binds_or_there_is_no_room(clone, tmp_path):
+    home = tmp_path / "home"
+    for options in ({"lockfile": tmp_path / "isohub.lock"}, {"max_workers": 1}):
+        with isohub.Session(home, timeout_s=60, **options) as session:
+            kept = session.load(f"{clone}:main", "module")
+            time.sleep(1.0)
+            assert kept is not None
+        assert _file(tmp_path) is None
+    with isohub.Session(home, timeout_s=60) as session:
+        assert _ready(session, clone, tmp_path)  # the control
+
+
+def test_it_is_for_the_hosts_packages_alone(own, clone, tmp_path):
+    """An environment's may be anybody's, and would run where it is made."""
+    from isohub.environments.runtime import HOST
+    from isohub.session.precompiling import may_have
+
+    handle = own.load(f"{clone}:main", "module")
+    worker = handle._isohub.worker
+    assert may_have(worker, locked=False)
+    assert not may_have(worker, locked=True)
+    for other in (replace(HOST, packages=("/somewhere",)), replace(HOST, key="0" * 64, python="/somewhere/python")):
+        assert not may_have(SimpleNamespace(runtime=other, placement=worker.placement), locked=False)
+
+
+def test_what_compiles_has_no_more_than_the_session_allows():
+    from isohub.sandbox.policy import Sandbox
+    from isohub.session.precompiling import _policy
+
+    strict = _policy(Sandbox(memory="512MiB", cpu_time_s=3))
+    assert (int(strict.memory), strict.cpu_time_s) == (512 << 20, 3)
+    generous = _policy(Sandbox(memory="64GiB"))
+    assert (int(generous.memory), generous.cpu_time_s) == (4 << 30, 120)
+
+
+def test_large_files_are_left_to_who_imports_them(tmp_path):
+    (tmp_path / "hubconf.py").write_text("VALUE = 1\n")
+    (tmp_path / "large.py").write_text("VALUE = [\n" + "    1,\n" * (1 << 18) + "]\n")
+    names = [path for path, *_ in marshal.loads(compile_tree(str(tmp_path)))[2]]
+    assert names == ["hubconf.py"]
 
 
 def test_what_cannot_be_written_is_not_there(own, clone, tmp_path):
