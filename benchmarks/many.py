@@ -97,7 +97,7 @@ def measure_many(bench: Bench) -> list[Table]:
             "ms",
             idle.name,
             [idle],
-            [f"Counted in ticks of {1000 // _TICKS} ms. The watchdog looks at each idle worker every two seconds."],
+            [f"Counted in ticks of {1000 // _TICKS} ms. The watchdog looks at an idle worker every 2 to 16 seconds."],
         ),
         Table("many", "many_close", "Close with many live refs", "ms", closing.name, [closing]),
     ]

@@ -19,14 +19,14 @@ from benchmarks.bench import Bench
 from benchmarks.measure import Contestant, Row, Table, compete
 from benchmarks.peers import PICKLE, Queued, Spawned, load_here
 
-__all__ = ["BUILT_HERE", "ISOHUB", "SAFETENSORS", "measure_state_dict"]
+__all__ = ["BUILT_HERE", "GIVEN", "ISOHUB", "SAFETENSORS", "measure_state_dict"]
 
 _PAGE_BYTES = 4096
 _LOOK_S = 0.01
 BUILT_HERE = "built in this process"
 _CLONED = "a clone in this process"
 ISOHUB = "isohub"
-_GIVEN = 'isohub, load(returns="state_dict"), from the end of the build'
+GIVEN = 'isohub, load(returns="state_dict"), from the end of the build'
 _SAVED = "spawned process, torch.save in shared memory, torch.load(mmap=True)"
 SAFETENSORS = "spawned process, safetensors in shared memory"
 _QUEUED = "spawned process, torch.multiprocessing queue"
@@ -35,7 +35,7 @@ _GIVES_UP = {
     BUILT_HERE: "no process of its own; one ref of a repo; no confinement",
     _CLONED: "no process of its own",
     ISOHUB: "",
-    _GIVEN: "",
+    GIVEN: "",
     SAFETENSORS: "aliases and _metadata; no confinement; a file that stays when something dies",
     _SAVED: "reads a pickle (weights_only); no confinement; a file that stays when something dies",
     _QUEUED: f"{PICKLE}; a descriptor for each tensor; both sides share the memory, so each sees the other's writes",
@@ -108,7 +108,7 @@ def measure_state_dict(bench: Bench) -> list[Table]:
         queued.ask("load", "linears", megabytes)
         transfers = dict(
             zip(
-                (_CLONED, _GIVEN, *_NAMES),
+                (_CLONED, GIVEN, *_NAMES),
                 (
                     lambda: {name: tensor.clone() for name, tensor in state.items()},
                     build_isohub,
@@ -161,7 +161,7 @@ def _races(
             start = time.perf_counter()
             state = action()
             there = time.perf_counter()
-            if name == _GIVEN:
+            if name == GIVEN:
                 start = float(state["built_at"])  # the machine's clock, which perf_counter is too
             _read(state)
             reads[name].append((time.perf_counter() - start) * 1e3)

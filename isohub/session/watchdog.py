@@ -7,7 +7,8 @@ is counted here, from ``/proc``. A limit that is passed kills the worker, and wh
 Rules:
 
 1. One daemon thread a session, from its first confined worker on. At a worker that has a question open, or has had
-   one since the last look, it looks ten times a second; at any other every two seconds.
+   one since the last look, it looks ten times a second; at any other every two seconds,
+   and less often where one uses no processor time.
 2. The cheap sums first, of all workers: processes, processor time, and resident sizes, which count shared pages for
    each process. Only where that is too much are pages counted by share (``smaps_rollup``), of the largest processes,
    and for a tenth of the time at most: many processes of one worker must not hide another.
@@ -39,6 +40,9 @@ __all__ = ["Excess", "Usage", "Watchdog", "measure"]
 
 _BUSY_S = 0.1
 _IDLE_S = 2.0
+# What has used no processor time since the last look has taken no memory either: the next look is twice as far off, up
+# to this.
+_QUIET_S = 16.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 # More than any worker's limit of processes lets it have.
@@ -182,6 +186,7 @@ class Watchdog:
         self._workers: weakref.WeakKeyDictionary[Worker, float] = weakref.WeakKeyDictionary()  # when to count pages
         self._looked: weakref.WeakKeyDictionary[Worker, float] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
+        self._pauses: weakref.WeakKeyDictionary[Worker, tuple[float, float]] = weakref.WeakKeyDictionary()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -222,6 +227,9 @@ class Watchdog:
                 self._looked[worker] = now
         used = [(worker, measure([pid for pid in (worker.pid, worker.init_pid) if pid > 0])) for worker in workers]
         for worker, usage in used:
+            pause_s, cpu_s = self._pauses.get(worker, (_IDLE_S, -1.0))
+            pause_s = min(2 * pause_s, _QUIET_S) if usage.cpu_s == cpu_s and not worker.busy else _IDLE_S
+            self._pauses[worker] = pause_s, usage.cpu_s
             excess = _counted_excess(worker, usage)
             if excess is not None:
                 worker.end_for(excess)
@@ -233,7 +241,18 @@ class Watchdog:
 
     def _due(self, worker: Worker, now: float) -> bool:
         looked = self._looked.get(worker, 0.0)
-        return worker.busy or worker.used >= looked or now - looked >= _IDLE_S
+        return worker.busy or worker.used >= looked or now - looked >= self._pauses.get(worker, (_IDLE_S,))[0]
+
+    def _idle_s(self) -> float:
+        """Seconds until the first worker's turn comes, if nobody asks one."""
+        now = time.monotonic()
+        with self._lock:
+            due = [
+                self._looked.get(worker, now) + self._pauses.get(worker, (_IDLE_S,))[0] - now
+                for worker in self._workers
+                if worker.alive
+            ]
+        return min(max(min(due, default=_QUIET_S), _BUSY_S), _QUIET_S)
 
     def _any_busy(self) -> bool:
         with self._lock:
@@ -265,7 +284,7 @@ class Watchdog:
         self._asleep = not busy
         if not busy and self._any_busy():  # asked since then, with nobody asleep to be nudged
             self._asleep, busy = False, True
-        nudged = self._wake.wait(_BUSY_S if busy else _IDLE_S)
+        nudged = self._wake.wait(_BUSY_S if busy else self._idle_s())
         self._wake.clear()
         self._asleep = False
         if nudged and not self._closed:
