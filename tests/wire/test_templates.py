@@ -26,6 +26,15 @@ def written(values):
     return msgspec.json.encode([tree, cargo.claims[:2]]), cargo, [row for row, _ in encoder.differentiable]
 
 
+def alone(value):
+    """The same, each tensor at the beginning of memory of its own."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    if isinstance(value, dict):
+        return {key: alone(item) for key, item in value.items()}
+    return type(value)(map(alone, value)) if isinstance(value, (list, tuple)) else value
+
+
 def memory(fill, size_bytes):
     arena = Arena.create(max(size_bytes, 1))
     fill(arena.address, ctypes.memmove)
@@ -76,14 +85,16 @@ def test_what_has_one_signature_has_one_text_and_is_filled_as_it_is_written(firs
         known = signed(value)
         if known is None:
             continue
-        body, cargo, differentiable = written(value)
         template = templates.get(known.signature)
         if template is not None:
+            # A slice that begins within a storage is filled from its own first byte.
+            body, cargo, differentiable = written(alone(value))
             assert template.body == body
             assert template.size_bytes == cargo.size_bytes
             assert list(template.differentiable) == differentiable
             filled = memory(partial(fill, template, known.tensors), cargo.size_bytes)
             assert filled == memory(cargo.write_to, cargo.size_bytes)
+        body, cargo, differentiable = written(value)
         templates.keep(known.signature, signed(value), cargo, body, differentiable)
 
 
