@@ -218,8 +218,8 @@ class Watchdog:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
-    def look(self) -> bool:
-        """Look once at every worker whose turn it is; whether one of them is busy."""
+    def look(self) -> None:
+        """Look once at every worker whose turn it is."""
         now = time.monotonic()
         with self._lock:
             workers = [worker for worker in self._workers if worker.alive and self._due(worker, now)]
@@ -237,7 +237,6 @@ class Watchdog:
             excess = self._memory_excess(worker, usage)
             if excess is not None:
                 worker.end_for(excess)
-        return any(worker.busy for worker in workers)
 
     def _due(self, worker: Worker, now: float) -> bool:
         looked = self._looked.get(worker, 0.0)
@@ -275,15 +274,11 @@ class Watchdog:
             return None
         return Excess("memory", memory, used, f"used {_size(used)} of memory, and {_size(memory)} are allowed")
 
-    def pause(self, busy: bool) -> bool:
-        """Wait for the next look; False at the end.
-
-        Args:
-            busy: Whether a worker was, when it was looked at.
-        """
+    def pause(self) -> bool:
+        """Wait for the next look; False at the end."""
+        self._asleep = True  # first: whoever is asked from here on is seen, or nudges
+        busy = self._any_busy()
         self._asleep = not busy
-        if not busy and self._any_busy():  # asked since then, with nobody asleep to be nudged
-            self._asleep, busy = False, True
         nudged = self._wake.wait(_BUSY_S if busy else self._idle_s())
         self._wake.clear()
         self._asleep = False
@@ -296,12 +291,11 @@ class Watchdog:
 
 
 def _run(watchdog: Callable[[], Watchdog | None]) -> None:
-    busy = True
     while True:
         watching = watchdog()
-        if watching is None or not watching.pause(busy):
+        if watching is None or not watching.pause():
             return
-        busy = watching.look()
+        watching.look()
         del watching
 
 
