@@ -14,6 +14,7 @@ import msgspec
 
 from isohub.errors import ProtocolError, printable
 from isohub.wire.arena import Claims
+from isohub.wire.known import Known
 from isohub.wire.protocol import MAX_PARTS
 from isohub.wire.tables import Tables, read_tables
 
@@ -84,9 +85,6 @@ Reply = Ready | Answer | Fault | Want
 #: What is shown of msgspec's reasons; those that hold no name of the worker's are shorter.
 _LONGEST_REASON_CHARS = 300
 
-# Answers of one model differ in little but the numbers in its tensors. Longer ones are worth no memory.
-_MOST_KNOWN, _LONGEST_KNOWN_BYTES = 64, 4096
-
 _reply_decoder: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
 
 
@@ -103,17 +101,14 @@ class Replies:
     """Reads what one worker says. A text that it has said before is read and checked once; it means the same."""
 
     def __init__(self) -> None:
-        self._known: dict[bytes, Reply] = {}
+        self._known = Known()
 
     def read(self, body: bytes) -> Reply:
         """One frame's body; raises as `read_reply` does."""
-        known = self._known.get(body)
+        known: Reply | None = self._known.get(body)
         if known is None:
             known = read_reply(body)
-            if len(body) <= _LONGEST_KNOWN_BYTES:
-                if len(self._known) >= _MOST_KNOWN:
-                    self._known.clear()
-                self._known[body] = known
+            self._known.keep(body, body, known)
         return known
 
 

@@ -13,15 +13,14 @@ Side: both, as the sender.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, ClassVar, List, NamedTuple, Optional, Sequence, Tuple
 
 from isohub.wire.arena import Cargo, storage_of
 from isohub.wire.copies import Move
+from isohub.wire.known import Known
 
 __all__ = ["Signed", "Template", "Templates", "signed"]
 
-# Calls of one model have few forms. Long messages are worth no memory: what they hold takes longer than their text.
-_MOST, _LONGEST_BYTES = 64, 4096
 _MOST_PARTS = 64  # of all values of a message together: containers can share theirs many times over
 _LONGEST_TEXT_CHARS = 200
 
@@ -69,7 +68,7 @@ class Templates:
     """Those of one sender, by signature. One thread at a time."""
 
     def __init__(self) -> None:
-        self._known: Dict[Any, Template] = {}
+        self._known = Known()
 
     def get(self, signature: Any) -> Optional[Template]:
         """What is known of a message of that signature."""
@@ -95,12 +94,10 @@ class Templates:
         plain = [size for _, size in claims.storages] == sizes and [(row[0], row[2]) for row in claims.tensors] == [
             (number, 0) for number in range(len(sizes))
         ]
-        if not plain or claims.devices or len(body) > _LONGEST_BYTES:
+        if not plain or claims.devices:
             return
-        if len(self._known) >= _MOST:
-            self._known.clear()
         places = [(offset, size) for offset, size in claims.storages]
-        self._known[signature] = Template(body, places, cargo.size_bytes, differentiable)
+        self._known.keep(signature, body, Template(body, places, cargo.size_bytes, differentiable))
 
 
 def signed(values: Any) -> Optional[Signed]:

@@ -24,16 +24,13 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 from isohub.sandbox.confine import Confined
 from isohub.wire.arena import Claims
 from isohub.wire.channel import Channel
+from isohub.wire.known import Known
 from isohub.wire.protocol import close_descriptors
 from isohub.wire.tables import read_tables
 
 __all__ = ["Caller", "dump"]
 
 _write = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode  # json.dumps makes a new one each time
-
-
-# Calls of one model differ in little but the numbers in its tensors.
-_MOST_KNOWN, _LONGEST_KNOWN_BYTES = 64, 4096
 
 
 class Caller:
@@ -46,7 +43,7 @@ class Caller:
         self._number = 0  # of the open question; 0 when none is
         self._wishes = 0
         self._pid = os.getpid()
-        self._known: Dict[bytes, Dict[str, Any]] = {}  # questions that were asked before, by their text
+        self._known = Known()  # questions that were asked before, by their text
 
     def connect(self, end: Any) -> None:
         """Speak by this socket from now on."""
@@ -87,9 +84,10 @@ class Caller:
 
     def _read(self, body: bytes) -> Dict[str, Any]:
         """What a body says, with its ``tables`` read. Nobody changes it: one call after another says the same."""
-        known = self._known.get(body)
+        known: Optional[Dict[str, Any]] = self._known.get(body)
         if known is None:
             known = json.loads(body)
+            assert known is not None
             if "claims" in known:
                 known["tables"] = tables = read_tables(
                     Claims(*known["claims"])._replace(devices=known.get("devices", ()))
@@ -98,10 +96,7 @@ class Caller:
                 rows = [["T", number] for number in range(len(tables.rows))]
                 alone = known["op"] == "call" and isinstance(known["args"][0], str)
                 known["tensors_alone"] = alone and known["args"][1:] == [["t", *rows], ["d"]]
-            if len(body) <= _LONGEST_KNOWN_BYTES:
-                if len(self._known) >= _MOST_KNOWN:
-                    self._known.clear()
-                self._known[body] = known
+            self._known.keep(body, body, known)
         return known
 
     def answer(self, body: bytes, descriptors: List[int]) -> None:
